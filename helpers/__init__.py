@@ -1,0 +1,12 @@
+"""The thin package that the notebooks share: what they have in common, and nothing that is a lesson of its own."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Where the project lives; badges, links and the set-up cell of each notebook point there.
+REPOSITORY = "OWNER/distilbert-remeasured"
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used. The message is one line: what was wrong, what is expected, what to do."""

@@ -1,0 +1,203 @@
+"""Corpora and tasks by name, with their official row counts; tokenised, masked and batched by length."""
+
+import hashlib
+import math
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from datasets import Dataset, disable_progress_bars, load_dataset
+from torch.utils.data import Dataset as TorchDataset
+from transformers import PreTrainedTokenizerBase
+
+from . import ROOT, InputError, miniworld, records
+from .profiles import Profile
+
+disable_progress_bars()  # conversion takes a second; downloads keep their own bars
+
+OFFICIAL_ROWS = {  # of the Hub's data sets, so that a part is never taken for the whole
+    ("Salesforce/wikitext", "wikitext-2-v1"): {"train": 36_718, "validation": 3_760, "test": 4_358},
+    ("Salesforce/wikitext", "wikitext-2-raw-v1"): {"train": 36_718, "validation": 3_760, "test": 4_358},
+}
+WORLD = ROOT / ".data" / f"miniworld-{miniworld.VERSION}"
+IGNORED = -100  # the label of a position that is not scored
+
+
+def load(profile: Profile, data_id: str, config: str, split: str) -> tuple[Dataset, dict]:
+    """One split of a data set, and its provenance: id, config, revision, rows and whether they are a part only.
+
+    Raises:
+        InputError: no such data set, configuration or split, or no way to reach it; or no rows in it.
+    """
+    embedded = profile.hub == "miniworld"
+    try:
+        dataset = load_dataset(str(miniworld.write(WORLD) / data_id) if embedded else data_id, config, split=split)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"data set {data_id!r}, {config!r}, {split!r}: {reason}") from error
+    if not len(dataset):
+        raise InputError(f"data set {data_id!r}, {config!r}: the split {split!r} is empty")
+    source = {"id": data_id, "config": config, "rows": {split: len(dataset)}}
+    if embedded:
+        return dataset, source | {"id": f"miniworld:{data_id}", "revision": f"version {miniworld.VERSION}"}
+    official = OFFICIAL_ROWS.get((data_id, config), {}).get(split)
+    source |= {"revision": records.revision(data_id, "dataset"), "official_rows": {split: official}}
+    return dataset, source | {"partial": official is not None and len(dataset) < official}
+
+
+def download(profile: Profile) -> list[str]:
+    """Fetch every data set of the profile, so that a later run needs no network; what was fetched, a line each."""
+    corpus, lines = profile.corpus, []
+    for config, split in ((corpus.train, "train"), (corpus.heldout, "validation")):
+        _, source = load(profile, corpus.id, config, split)
+        lines.append(f"{source['id']} {config} {split}: {source['rows'][split]:,} rows")
+    return lines
+
+
+def articles(lines: Sequence[str], unknown: str = "[UNK]") -> Iterator[str]:
+    """WikiText's rows as whole articles: a new one begins at each ` = Title = `.
+
+    What WikiText's authors did to the text is undone: ` @-@ ` is a hyphen again, and so on. `<unk>` becomes the
+    tokenizer's `unknown`.
+    """
+    article: list[str] = []
+    for line in lines:
+        if re.fullmatch(r" = [^=].*[^=] = \n?", line) and article:
+            yield "".join(article)
+            article = []
+        if line.strip():
+            article.append(re.sub(r" @([-,.])@ ", r"\1", line).replace("<unk>", unknown))
+    if article:
+        yield "".join(article)
+
+
+def blocks(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> list[np.ndarray]:
+    """Token ids of `documents` in blocks of at most `length`, [CLS] and [SEP] around each.
+
+    A block never crosses from one document into the next, so the last block of a document may be short.
+
+    Raises:
+        InputError: there is no text in the documents.
+    """
+    if not any(document.strip() for document in documents):
+        raise InputError("the corpus is empty: expected at least one document with text in it")
+    body = length - 2
+    encoded = tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]
+    cut = [ids[i : i + body] for ids in encoded for i in range(0, len(ids), body)]
+    return [np.array([tokenizer.cls_token_id, *ids, tokenizer.sep_token_id], dtype=np.int64) for ids in cut]
+
+
+def corpus_blocks(
+    profile: Profile, tokenizer: PreTrainedTokenizerBase, config: str, split: str, cap: int | None = None
+) -> tuple[list[np.ndarray], dict]:
+    """Blocks of one split of the profile's corpus, and its provenance. `cap`: so many at most, from the beginning."""
+    dataset, source = load(profile, profile.corpus.id, config, split)
+    cut = blocks(list(articles(dataset["text"], tokenizer.unk_token)), tokenizer, profile.corpus.block_length)
+    if cap is not None and cap < len(cut):
+        cut, source = cut[:cap], source | {"capped": {split: f"{cap} of {len(cut)} blocks"}}
+    return cut, source
+
+
+def token_counts(cut: Sequence[np.ndarray], vocabulary: int) -> np.ndarray:
+    """How often each token of the vocabulary occurs in the blocks, int64 [vocabulary]."""
+    return np.bincount(np.concatenate(cut), minlength=vocabulary)
+
+
+class Masking:
+    """BERT's masking: of 15% of the tokens, 80% become [MASK], 10% a random token, 10% stay; all of them are scored.
+
+    Special tokens, padding and unknown words are never chosen. With `smoothing` s a token is chosen with a weight of its
+    count to the power -s (0.7 in the DistilBERT authors' code), so that rare words are masked more often.
+
+    The choice depends on the seed, the draw and the block's own tokens, not on its place in a batch: the same block
+    is masked alike for every model that is compared, and after a resumed run.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        rate: float = 0.15,
+        smoothing: float = 0.0,
+        counts: np.ndarray | None = None,
+        seed: int = 0,
+    ):
+        self.rate, self.seed, self.mask_id = rate, seed, tokenizer.mask_token_id
+        self.ordinary = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
+        self.weights = np.zeros(len(tokenizer))  # zero: never masked
+        occurrences = np.ones(len(tokenizer)) if counts is None else np.maximum(counts[: len(tokenizer)], 1)
+        self.weights[self.ordinary] = occurrences[self.ordinary] ** -smoothing
+
+    def __call__(self, ids: np.ndarray, draw: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """The masked copy of `ids` [length], and its labels [length]: the token where masked, -100 elsewhere."""
+        key = hashlib.sha256(f"{self.seed},{draw},".encode() + ids.tobytes()).digest()
+        random = np.random.default_rng(np.frombuffer(key, dtype=np.uint32))
+        weights = self.weights[ids]
+        candidates = np.flatnonzero(weights)
+        count = math.floor(self.rate * len(candidates) + random.random())  # right on average at any length
+        # The largest of -Exp(1)/weight are a draw without replacement in proportion to the weights.
+        order = np.argsort(random.exponential(size=len(candidates)) / weights[candidates])
+        chosen = candidates[order[:count]]
+        masked, labels = ids.copy(), np.full_like(ids, IGNORED)
+        labels[chosen] = ids[chosen]
+        fate = random.random(count)
+        masked[chosen[fate < 0.8]] = self.mask_id
+        swapped = chosen[fate >= 0.9]
+        masked[swapped] = random.choice(self.ordinary, len(swapped))
+        return masked, labels
+
+
+class MaskedBlocks(TorchDataset):
+    """Blocks in training order, masked anew in every epoch; `total` of them, epoch after epoch.
+
+    With `total` None: each block once, in the order given, always masked alike (for held-out text).
+    """
+
+    def __init__(self, cut: Sequence[np.ndarray], masking: Masking, total: int | None = None):
+        self.cut, self.masking, self.total = cut, masking, total
+
+    def __len__(self) -> int:
+        return len(self.cut) if self.total is None else self.total
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        epoch, place = (0, index) if self.total is None else divmod(index, len(self.cut))
+        block = self.cut[place if self.total is None else _order(self.masking.seed, epoch, len(self.cut))[place]]
+        input_ids, labels = self.masking(block, draw=epoch)
+        return {"input_ids": input_ids, "labels": labels}
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+class Padding:
+    """Puts examples of unequal length together: [batch, longest] tensors, padded labels ignored."""
+
+    def __init__(self, pad_id: int):
+        self.pad_id = pad_id
+
+    def __call__(self, examples: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+        longest = max(len(example["input_ids"]) for example in examples)
+        batch = {"input_ids": np.full((len(examples), longest), self.pad_id, dtype=np.int64)}
+        batch["attention_mask"] = np.zeros((len(examples), longest), dtype=np.int64)
+        batch["labels"] = np.full((len(examples), longest), IGNORED, dtype=np.int64)
+        for row, example in enumerate(examples):
+            size = len(example["input_ids"])
+            batch["input_ids"][row, :size], batch["labels"][row, :size] = (
+                example["input_ids"],
+                example["labels"],
+            )
+            batch["attention_mask"][row, :size] = 1
+        return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+
+def cloze_probes(profile: Profile) -> list[dict]:
+    """Facts with one word masked: {"prompt", "answer"}, of the mini-world or, for real text, of general knowledge."""
+    if profile.hub == "miniworld":
+        return miniworld.facts()
+    lines = yaml.safe_load(Path(__file__).with_name("cloze.yaml").read_text())
+    return [{"prompt": prompt, "answer": answer} for prompt, answer in lines.items()]

@@ -1,0 +1,280 @@
+"""The triple loss, the trainer that minimises it, and the pretraining experiment that compares what it makes.
+
+Source: Sanh, Debut, Chaumond, Wolf (2019), DistilBERT, section 3; where the paper is silent, the authors' code.
+"""
+
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from . import InputError, data, models
+from .profiles import Distillation, Training
+
+
+def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """How far the student's distributions are from the teacher's: KL(teacher ‖ student), summed over positions.
+
+    Both logits [positions, vocabulary] are softened by the temperature. Their gradients shrink with its square, so the
+    sum is scaled back by it (Hinton et al. 2015). It differs from the paper's cross-entropy by the teacher's entropy
+    alone, which no student can change.
+    """
+    student = F.log_softmax(student_logits.float() / temperature, dim=-1)
+    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
+    return F.kl_div(student, teacher, log_target=True, reduction="sum") * temperature**2
+
+
+def masked_lm_loss(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Negative log-likelihood of the masked tokens, summed: logits [positions, vocabulary], tokens [positions]."""
+    return F.cross_entropy(logits.float(), tokens, reduction="sum")
+
+
+def cosine_loss(student_hidden: Tensor, teacher_hidden: Tensor) -> Tensor:
+    """One minus the cosine between last hidden states [positions, width], summed: do they point the same way?"""
+    return (1 - F.cosine_similarity(student_hidden.float(), teacher_hidden.float(), dim=-1)).sum()
+
+
+def loss_terms(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel | None,
+    batch: dict[str, Tensor],
+    positions: str = "all",
+    temperature: float = 2.0,
+) -> dict[str, Tensor]:
+    """The terms of the triple loss on one batch, each summed over its own positions; without a teacher, masked_lm only.
+
+    The vocabulary is predicted only where a term looks: `positions` "all" are all tokens but padding, as in the
+    paper, "masked" the masked ones (the authors' option `restrict_ce_to_mask`). `hits`: masked tokens guessed right.
+    """
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    masked, real = batch["labels"] != data.IGNORED, batch["attention_mask"].bool()
+    scored = real if teacher is not None and positions == "all" else masked
+    hidden = models.encode(student, **inputs)
+    logits = models.vocabulary_logits(student, hidden[scored])
+    guesses, tokens = logits[masked[scored]], batch["labels"][masked]
+    terms = {"masked_lm": masked_lm_loss(guesses, tokens)}
+    terms["hits"] = (guesses.detach().argmax(-1) == tokens).sum()
+    if teacher is not None:
+        with torch.no_grad():  # inference_mode would forbid its tensors in the student's backward pass
+            teacher_hidden = models.encode(teacher, **inputs)
+            teacher_logits = models.vocabulary_logits(teacher, teacher_hidden[scored])
+        terms["distillation"] = distillation_loss(logits, teacher_logits, temperature)
+        terms["cosine"] = cosine_loss(hidden[real], teacher_hidden[real])
+    return terms
+
+
+def token_counts(batches: Sequence[dict[str, Tensor]], positions: str = "all") -> dict[str, int]:
+    """How many positions each term of the loss is summed over in these batches."""
+    masked = sum(int((batch["labels"] != data.IGNORED).sum()) for batch in batches)
+    real = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    scored = real if positions == "all" else masked
+    return {"masked_lm": masked, "hits": masked, "distillation": scored, "cosine": real}
+
+
+@torch.no_grad()
+def heldout_losses(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel | None,
+    blocks: data.MaskedBlocks,
+    recipe: Distillation,
+    pad_id: int,
+) -> dict[str, float]:
+    """All terms on held-out text, each the mean over its own positions, in fp32 with dropout off.
+
+    The distillation term is at temperature 1 here: plain KL to the teacher, in nats a token.
+    """
+    training, on = student.training, student.device
+    student.eval()
+    sums: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for batch in DataLoader(blocks, batch_size=recipe.training.batch_size, collate_fn=data.Padding(pad_id)):
+        moved = {name: values.to(on) for name, values in batch.items()}
+        for name, value in loss_terms(student, teacher, moved, recipe.positions, temperature=1.0).items():
+            sums[name] = sums.get(name, 0.0) + value.item()
+        for name, count in token_counts([batch], recipe.positions).items():
+            counts[name] = counts.get(name, 0) + count
+    student.train(training)
+    means = {name: total / max(counts[name], 1) for name, total in sums.items()}
+    names = {"masked_lm": "masked_lm_loss", "distillation": "kl_to_teacher", "cosine": "cosine_loss"}
+    losses = {names[name]: mean for name, mean in means.items() if name in names}
+    return losses | {"masked_token_accuracy": means["hits"]}
+
+
+class DistillationTrainer(Trainer):
+    """Minimises the weighted sum of the three terms; without a teacher, the masked-LM loss alone.
+
+    Each term is averaged over its own tokens of the whole accumulation window, so how a step's blocks are split into
+    batches changes no gradient.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel | None,
+        recipe: Distillation,
+        stage: Training,
+        blocks: data.MaskedBlocks,
+        heldout: data.MaskedBlocks,
+        reference: PreTrainedModel | None,
+        pad_id: int,
+        folder: Path,
+        precision: str,
+        name: str,
+    ):
+        """`teacher` is learnt from, `reference` is compared with on held-out text; `name` stands by the progress bar."""
+        self.teacher, self.recipe, self.stage, self.heldout, self.reference = (
+            teacher,
+            recipe,
+            stage,
+            heldout,
+            reference,
+        )
+        self.pad_id = pad_id
+        weights = (recipe.weight_distillation, recipe.weight_masked_lm, recipe.weight_cosine)
+        self.weights = dict(zip(("distillation", "masked_lm", "cosine"), weights, strict=True))
+        if teacher is None:
+            self.weights = {"masked_lm": 1.0}
+        elif student.config.hidden_size != teacher.config.hidden_size:
+            sizes = f"the student is {student.config.hidden_size} wide, the teacher {teacher.config.hidden_size}"
+            raise InputError(f"{sizes}: the cosine loss needs equal widths, so build the student from this teacher")
+        elif student.config.vocab_size != teacher.config.vocab_size:
+            sizes = f"{student.config.vocab_size} words against the teacher's {teacher.config.vocab_size}"
+            raise InputError(f"the student predicts {sizes}: the distillation loss needs one vocabulary")
+        args = TrainingArguments(
+            output_dir=str(folder),
+            max_steps=stage.steps,
+            per_device_train_batch_size=stage.batch_size,
+            gradient_accumulation_steps=stage.accumulation,
+            learning_rate=stage.learning_rate,
+            warmup_steps=math.ceil(stage.warmup * stage.steps),
+            lr_scheduler_type="linear",
+            adam_beta1=0.9,
+            adam_beta2=0.98,
+            adam_epsilon=1e-6,
+            max_grad_norm=stage.clip,
+            optim="adamw_torch_fused",
+            bf16=precision == "bf16",
+            fp16=precision == "fp16",
+            use_cpu=student.device.type == "cpu",
+            seed=blocks.masking.seed,
+            logging_steps=max(1, stage.steps // 40),
+            logging_nan_inf_filter=False,
+            eval_strategy="steps",
+            eval_steps=max(1, stage.steps // stage.evaluations),
+            save_strategy="no",  # saved by the clock, see `log`
+            save_total_limit=2,
+            disable_tqdm=True,
+            dataloader_pin_memory=student.device.type == "cuda",
+        )
+        args._n_gpu = min(args.n_gpu, 1)  # DataParallel would call the model's forward, which this loss doesn't use
+        self.sums: dict[str, Tensor] = {}
+        self.started: float | None = None
+        self.saved = time.monotonic()
+        super().__init__(student, args, train_dataset=blocks, eval_dataset=heldout, callbacks=[Progress(name)])
+        self.remove_callback(PrinterCallback)
+        # Tells Trainer that the loss comes averaged over the accumulation window: it must not divide it once more.
+        self.compute_loss_func = self.compute_loss
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The blocks in their own order, which a resumed run meets again."""
+        loader = DataLoader(
+            self.train_dataset,
+            self.args.train_batch_size,
+            collate_fn=data.Padding(self.pad_id),
+            drop_last=False,
+        )
+        return self.accelerator.prepare(loader)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Trainer's, and the counts that this window's terms are averaged over."""
+        if self.started is None:
+            self.started = time.perf_counter()
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.counts = token_counts(batches, self.recipe.positions)
+        return batches, items
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The weighted sum of the terms, averaged over the window."""
+        with self.accelerator.autocast():
+            terms = loss_terms(model, self.teacher, inputs, self.recipe.positions, self.recipe.temperature)
+        means = {name: terms[name] / max(self.counts[name], 1) for name in self.weights}
+        loss = sum(self.weights[name] * mean for name, mean in means.items())
+        seen = {"loss": loss} | means | {"tokens": inputs["attention_mask"].sum()}
+        for name, value in seen.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach()
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's, with each term, tokens and seconds since the last line; asks for a checkpoint when it is time.
+
+        Raises:
+            InputError: the loss is no longer a finite number.
+        """
+        if "loss" in logs:
+            steps = self.state.global_step - getattr(self, "logged", self.state.global_step - self.args.logging_steps)
+            self.logged = self.state.global_step
+            sums = {name: value.item() for name, value in self.sums.items()}
+            self.sums = {}
+            logs |= {name: total if name == "tokens" else total / steps for name, total in sums.items()}
+            logs["seconds"] = time.perf_counter() - self.started
+            self.started = None  # the next step's first batch starts the clock, after any evaluation or checkpoint
+            if not math.isfinite(logs["loss"]):
+                where = f"the loss became {logs['loss']} by step {self.state.global_step}"
+                raise InputError(f"{where}: lower learning_rate ({self.stage.learning_rate}) or clip, or use fp32")
+            if time.monotonic() - self.saved > 60 * self.stage.save_minutes:
+                self.saved, self.control.should_save = time.monotonic(), True
+        super().log(logs, start_time)
+
+    def evaluate(self, *_, **__) -> dict[str, float]:
+        """The held-out losses, logged with the step for the curves."""
+        losses = heldout_losses(self.model, self.reference, self.heldout, self.recipe, self.pad_id)
+        self.log({f"heldout_{name}": value for name, value in losses.items()})
+        return losses
+
+
+class Progress(TrainerCallback):
+    """One plain progress bar, which reads well in a saved page too."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def on_train_begin(self, args, state, control, **_):
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.name, unit="step", file=sys.stdout)
+
+    def on_log(self, args, state, control, logs=None, **_):
+        self.bar.update(state.global_step - self.bar.n)
+        if logs and "loss" in logs:
+            self.bar.set_postfix_str(f"loss {logs['loss']:.3f}", refresh=False)
+
+    def on_train_end(self, args, state, control, **_):
+        self.bar.update(state.global_step - self.bar.n)
+        self.bar.close()
+
+
+def train(trainer: DistillationTrainer) -> list[dict]:
+    """Train to the end, from the last whole checkpoint if a run was cut off; the log, a line each few steps."""
+    last = last_checkpoint(Path(trainer.args.output_dir))
+    trainer.args.eval_on_start = last is None
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    return [line for line in trainer.state.log_history if "train_runtime" not in line]  # Trainer's own summary
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; Trainer writes trainer_state.json last."""
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):
+        try:
+            json.loads((path / "trainer_state.json").read_text())
+            return path
+        except (OSError, ValueError):
+            shutil.rmtree(path)
+    return None

@@ -1,0 +1,104 @@
+"""Pictures made from records: one style, one colour a model through the whole series, kept as PNG with a caption."""
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from IPython.display import Image, Markdown, display
+from matplotlib.figure import Figure
+
+from .records import Workspace
+from .tables import MODELS
+
+_PALETTE = sns.color_palette("colorblind")
+COLOURS = {  # of each model, in every figure
+    "teacher": (0.25, 0.25, 0.25),
+    "released": _PALETTE[4],
+    "student": _PALETTE[0],
+    "twin": _PALETTE[1],
+    "random": _PALETTE[2],
+}
+TERMS = {  # of the triple loss, as logged
+    "distillation": "distillation loss",
+    "masked_lm": "masked-LM loss",
+    "cosine": "cosine loss",
+}
+HELDOUT = {
+    "heldout_masked_lm_loss": "masked-LM loss (nats)",
+    "heldout_kl_to_teacher": "KL to teacher (nats)",
+    "heldout_cosine_loss": "1 − cosine to teacher",
+}
+
+
+def style() -> None:
+    """The series' look: set once in a notebook."""
+    sns.set_theme(style="whitegrid", palette="colorblind", rc={"figure.dpi": 110, "savefig.dpi": 150})
+    plt.rcParams.update(
+        {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titleweight": "bold"}
+        | {"axes.labelsize": 10, "legend.frameon": False, "legend.fontsize": 9, "grid.alpha": 0.4}
+    )
+
+
+def show(space: Workspace, name: str, figure: Figure, caption: str) -> None:
+    """Keep a figure as figures/<profile>/<name>.png and display it with its caption, which is its alt text too."""
+    space.figures.mkdir(parents=True, exist_ok=True)
+    picture = BytesIO()
+    figure.savefig(picture, format="png", bbox_inches="tight", metadata={"Description": caption, "Software": None})
+    plt.close(figure)
+    Path(space.figures / f"{name}.png").write_bytes(picture.getvalue())
+    display(
+        Image(picture.getvalue(), width=min(900, 90 * figure.get_figwidth())), metadata={"image/png": {"alt": caption}}
+    )
+    display(Markdown(f"*{caption}*"))
+
+
+def curve(records: Sequence[dict], model: str, value: str) -> pd.DataFrame:
+    """One value of a model's training log: a row a step, a column a seed; empty where it was not logged."""
+    runs = {
+        record["unit"]["seed"]: {
+            line["step"]: line[value]
+            for line in record["details"]["curve"]
+            if value in line and line.get("stage", "whole") == "whole"
+        }
+        for record in records
+        if record["unit"]["model"] == model
+    }
+    return pd.DataFrame({seed: run for seed, run in runs.items() if run}).sort_index()
+
+
+def _draw(axes: plt.Axes, runs: pd.DataFrame, model: str) -> None:
+    """The mean over seeds as a line, the seeds' range as a band."""
+    axes.plot(runs.index, runs.mean(axis=1), color=COLOURS[model], label=MODELS[model], marker=".", markersize=4)
+    axes.fill_between(runs.index, runs.min(axis=1), runs.max(axis=1), color=COLOURS[model], alpha=0.2, linewidth=0)
+
+
+def loss_terms(records: Sequence[dict], models: Sequence[str]) -> Figure:
+    """The terms of the training loss against steps, a panel a term."""
+    figure, panels = plt.subplots(1, len(TERMS), figsize=(11, 3.2), layout="constrained")
+    for axes, (term, title) in zip(panels, TERMS.items(), strict=True):
+        for model in models:
+            runs = curve(records, model, term)
+            if len(runs):
+                _draw(axes, runs, model)
+        axes.set(title=title, xlabel="step", ylabel="mean over its positions", ylim=(0, None))
+    panels[1].legend()
+    return figure
+
+
+def heldout_curves(records: Sequence[dict], models: Sequence[str]) -> Figure:
+    """Held-out losses against steps, a panel a loss; the teacher's masked-LM loss, where it ended, as a dashed line."""
+    figure, panels = plt.subplots(1, len(HELDOUT), figsize=(11, 3.2), layout="constrained")
+    for axes, (value, title) in zip(panels, HELDOUT.items(), strict=True):
+        for model in models:
+            runs = curve(records, model, value)
+            if len(runs):
+                _draw(axes, runs, model)
+        axes.set(title=title, xlabel="step")
+    ends = curve(records, "teacher", "heldout_masked_lm_loss")
+    if len(ends):
+        panels[0].axhline(ends.iloc[-1].mean(), color=COLOURS["teacher"], linestyle="--", label="teacher, at its end")
+    panels[0].legend()
+    return figure

@@ -1,0 +1,324 @@
+"""The models of notebook 01: the teacher, its students and what they are compared with; trained, kept and measured."""
+
+import dataclasses
+import functools
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from . import InputError, data, miniworld, models, records
+from .distillation import DistillationTrainer, heldout_losses, train
+from .profiles import Profile, Training, as_settings
+
+EXPERIMENT = "distillation"
+VERSION = 1  # raised whenever the code changes the numbers it makes
+TEACHER = {"model": "teacher", "seed": 0}
+
+
+class Pretraining:
+    """The pretraining experiment of one profile.
+
+    A unit is {"model": name, "seed": n}: the `teacher`; the `released` DistilBERT where the profile has one; the
+    `student` (its teacher's layers, the triple loss); its undistilled `twin` (the same layers, text and steps, the
+    masked-LM loss alone); and `random` (the triple loss from random weights).
+    """
+
+    def __init__(self, profile: Profile, space: records.Workspace, fresh: bool = False):
+        """With `fresh`, checkpoints that are already there are made again.
+
+        Raises:
+            InputError: a device or precision that isn't to be had here; layers that the teacher doesn't have.
+        """
+        self.profile, self.space, self.fresh, self.recipe = profile, space, fresh, profile.distillation
+        self.device, self.precision = models.device(profile), models.precision(profile)
+        self.made: set[Path] = set()  # checkpoints made by this run
+        if profile.threads:
+            torch.set_num_threads(profile.threads)
+        shape = profile.teacher_training.architecture
+        available = shape.layers if shape else models.load_config(profile.teacher).num_hidden_layers
+        self.layers = models.choose_layers(available, self.recipe.layers)
+
+    @property
+    def units(self) -> list[dict]:
+        """Every unit, in the order in which they need one another."""
+        released = [{"model": "released", "seed": 0}] if self.profile.released else []
+        students = [{"model": name, "seed": seed} for seed in self.recipe.seeds for name in self.recipe.variants]
+        return [TEACHER, *released, *students]
+
+    def settings(self, unit: dict) -> dict:
+        """All that could change the unit's numbers.
+
+        Raises:
+            InputError: a student's teacher has not been made yet.
+        """
+        settings = {
+            "version": VERSION,
+            "precision": self.precision,
+            "corpus": as_settings(self.profile.corpus),
+        }
+        if self.profile.hub == "miniworld":
+            settings["world"] = miniworld.VERSION
+        if unit == TEACHER:
+            settings |= {"teacher": self.profile.teacher, "revision": self._revision(self.profile.teacher)}
+            settings["training"] = as_settings(self.profile.teacher_training)
+            recipe = {"mask_rate": self.recipe.mask_rate, "mask_smoothing": self.recipe.mask_smoothing}
+        else:
+            settings["teacher"] = self._teacher_hash()
+            recipe = as_settings(self.recipe)
+            del recipe["seeds"], recipe["variants"], recipe["layers"]
+        if unit["model"] == "released":
+            settings |= {"released": self.profile.released, "revision": self._revision(self.profile.released)}
+            del recipe["training"]
+        elif unit != TEACHER:
+            settings["layers"] = self.layers
+        return _without(settings | {"recipe": recipe}, "save_minutes")  # how often it is saved changes nothing
+
+    def measure(self, unit: dict) -> records.Measurement:
+        """Train the unit's model, or load it if that was done, and measure it on all held-out text."""
+        model, log = self.trained(unit)
+        teacher = None if unit == TEACHER else self.teacher
+        corpus = self.profile.corpus
+        metrics = self._heldout_losses(model, teacher, corpus.heldout, corpus.heldout_blocks)
+        metrics["cloze_accuracy"] = self.cloze_accuracy(model)
+        if corpus.train != corpus.heldout:
+            other = self._heldout_losses(model, None, corpus.train, corpus.heldout_blocks)
+            metrics["masked_lm_loss_on_training_corpus"] = other["masked_lm_loss"]
+        metrics |= {"parameters": models.parameters(model), "size_mb": models.size_mb(model)}
+        steps = [line for line in log if "tokens" in line]
+        if steps:
+            seconds, tokens = sum(line["seconds"] for line in steps), sum(line["tokens"] for line in steps)
+            metrics |= {
+                "training_minutes": seconds / 60,
+                "training_tokens": tokens,
+                "tokens_per_s": tokens / seconds,
+            }
+        details = {"curve": log, "checkpoint": self._hash(unit)}
+        return records.Measurement(metrics, self._data_sources(), self._model_sources(unit, model), details)
+
+    def trained(self, unit: dict) -> tuple[PreTrainedModel, list[dict]]:
+        """The unit's model, from its checkpoint or, where that isn't there, trained now; and its training log."""
+        folder = self.checkpoint(unit)
+        if folder is None:
+            name = self.profile.released if unit["model"] == "released" else self.profile.teacher
+            return self._require_head(name).to(self.device), []
+        log, unfinished = folder / "training_log.json", folder.with_name(f"{folder.name}.training")
+        if folder in self.made or (log.exists() and not self.fresh):
+            return models.load_masked_lm(str(folder))[0].to(self.device), json.loads(log.read_text())
+        if self.fresh:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        model, lines = self._train(unit, unfinished)
+        models.save(model, self.tokenizer, folder)
+        records.write_whole(log, json.dumps(lines))
+        shutil.rmtree(unfinished, ignore_errors=True)
+        self.made.add(folder)
+        return model.eval(), lines
+
+    def checkpoint(self, unit: dict) -> Path | None:
+        """The folder of the unit's model, there or not; None for one that is used as it comes from the Hub."""
+        if unit["model"] == "released" or (unit == TEACHER and not self._stages(unit)):
+            return None
+        return self.space.checkpoints / f"{records.slug(unit)}-{records.digest(self.settings(unit))}"
+
+    @functools.cached_property
+    def teacher(self) -> PreTrainedModel:
+        """The teacher, with its masked-LM head."""
+        return self.trained(TEACHER)[0]
+
+    @functools.cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The teacher's, which is the student's too."""
+        if self.profile.teacher_training.architecture:
+            return miniworld.tokenizer(miniworld.write(data.WORLD))
+        return models.load_tokenizer(self.profile.teacher)
+
+    def cloze_accuracy(self, model: PreTrainedModel) -> float:
+        """Share of the cloze probes whose answer is the model's first guess."""
+        probes = data.cloze_probes(self.profile)
+        guesses = fill_mask(model, self.tokenizer, [probe["prompt"] for probe in probes], top=1)
+        return float(np.mean([guess[0][0] == probe["answer"] for guess, probe in zip(guesses, probes, strict=True)]))
+
+    def estimated_minutes(self, unit: dict) -> float:
+        """About how long the unit's training takes here, from a few steps at full size on random weights."""
+        teacher = self._blank_teacher().to(self.device)
+        student = models.new_student(teacher.config, len(self.layers), seed=0).to(self.device)
+        model, guide = (teacher, None) if unit == TEACHER else (student, None if unit["model"] == "twin" else teacher)
+        minutes = 0.0
+        for stage in self._stages(unit):
+            trial = dataclasses.replace(stage, steps=3, accumulation=1, evaluations=1)
+            with tempfile.TemporaryDirectory() as folder:
+                log = self._run(model, guide, None, trial, 0, Path(folder), title="")
+            seconds = [line["seconds"] for line in log if "seconds" in line][1:]  # the first one warms up
+            minutes += min(seconds) * stage.accumulation * stage.steps / 60
+        return minutes
+
+    def _stages(self, unit: dict) -> list[Training]:
+        teacher = self.profile.teacher_training
+        if unit == TEACHER:
+            return [stage for stage in (teacher.head, teacher.whole) if stage and stage.steps]
+        return [] if unit["model"] == "released" else [self.recipe.training]
+
+    def _train(self, unit: dict, folder: Path) -> tuple[PreTrainedModel, list[dict]]:
+        name, seed, log = unit["model"], unit["seed"], []
+        teacher = None if unit == TEACHER else self.teacher
+        if unit == TEACHER:
+            model = self._untrained_teacher()
+        elif name == "random":
+            model = models.new_student(teacher.config, len(self.layers), seed)
+        else:
+            model = models.student_from_teacher(teacher, self.layers)
+        model.to(self.device)
+        for number, stage in enumerate(self._stages(unit)):
+            head_alone = unit == TEACHER and stage == self.profile.teacher_training.head
+            model.base_model.requires_grad_(not head_alone)
+            title = f"{name}, seed {seed}{': the new head' if head_alone else ''}"
+            guide = None if name == "twin" else teacher
+            lines = self._run(model, guide, teacher, stage, seed, folder / f"stage-{number}", title)
+            log += [line | {"stage": "head" if head_alone else "whole"} for line in lines]
+        return model, log
+
+    def _run(
+        self,
+        model: PreTrainedModel,
+        guide: PreTrainedModel | None,
+        reference: PreTrainedModel | None,
+        stage: Training,
+        seed: int,
+        folder: Path,
+        title: str,
+    ) -> list[dict]:
+        counts = self._counts if self.recipe.mask_smoothing else None
+        masking = data.Masking(self.tokenizer, self.recipe.mask_rate, self.recipe.mask_smoothing, counts, seed)
+        total = stage.steps * stage.batch_size * stage.accumulation
+        blocks = data.MaskedBlocks(self._blocks[0], masking, total)
+        curve = self._heldout(self.profile.corpus.heldout, self.profile.corpus.curve_blocks)
+        return train(
+            DistillationTrainer(
+                model,
+                guide,
+                self.recipe,
+                stage,
+                blocks,
+                curve,
+                reference,
+                self._pad,
+                folder,
+                self.precision,
+                title,
+            )
+        )
+
+    def _untrained_teacher(self) -> PreTrainedModel:
+        if self.profile.teacher_training.architecture:
+            model, has_head = self._blank_teacher(), False
+        else:
+            model, _, source = models.load_masked_lm(self.profile.teacher)
+            has_head = source["head"]
+        if not has_head:
+            models.start_head(model, self._counts)
+        return model
+
+    def _blank_teacher(self) -> PreTrainedModel:
+        shape = self.profile.teacher_training.architecture
+        if shape:
+            return models.new_bert(shape, self.tokenizer, seed=0)
+        return AutoModelForMaskedLM.from_config(models.load_config(self.profile.teacher), dtype=torch.float32)
+
+    def _require_head(self, name: str) -> PreTrainedModel:
+        model, _, source = models.load_masked_lm(name)
+        if not source["head"]:
+            raise InputError(f"{name} has no masked-LM head: give it one in teacher_training (head, whole)")
+        return model
+
+    @property
+    def _pad(self) -> int:
+        return self.tokenizer.pad_token_id
+
+    @functools.cached_property
+    def _blocks(self) -> tuple[list[np.ndarray], dict]:
+        corpus = self.profile.corpus
+        return data.corpus_blocks(self.profile, self.tokenizer, corpus.train, "train", corpus.train_blocks)
+
+    @functools.cached_property
+    def _counts(self) -> np.ndarray:
+        return data.token_counts(self._blocks[0], len(self.tokenizer))
+
+    @functools.cache  # noqa: B019 (there is one Pretraining in a notebook)
+    def _heldout_blocks(self, config: str, cap: int | None) -> tuple[list[np.ndarray], dict]:
+        return data.corpus_blocks(self.profile, self.tokenizer, config, "validation", cap)
+
+    def _heldout(self, config: str, cap: int | None) -> data.MaskedBlocks:
+        """Held-out text, masked alike for every model and seed."""
+        masking = data.Masking(self.tokenizer, self.recipe.mask_rate, seed=0)
+        return data.MaskedBlocks(self._heldout_blocks(config, cap)[0], masking)
+
+    def _heldout_losses(self, model, teacher, config: str, cap: int | None) -> dict[str, float]:
+        return heldout_losses(model, teacher, self._heldout(config, cap), self.recipe, self._pad)
+
+    def _data_sources(self) -> list[dict]:
+        corpus = self.profile.corpus
+        configs = dict.fromkeys((corpus.heldout, corpus.train))
+        return [self._blocks[1]] + [self._heldout_blocks(config, corpus.heldout_blocks)[1] for config in configs]
+
+    def _model_sources(self, unit: dict, model: PreTrainedModel) -> list[dict]:
+        parameters = models.parameters(model)
+        ours = {
+            "id": records.slug(unit),
+            "revision": self._hash(unit),
+            "parameters": parameters,
+            "weights": "ours",
+        }
+        if unit["model"] == "released":
+            return [models.fetch(self.profile.released)[1] | {"parameters": parameters}]
+        if self.profile.teacher_training.architecture:
+            return [ours]
+        base = models.fetch(self.profile.teacher)[1]
+        return [base | {"parameters": parameters}] if ours["revision"] is None else [base, ours]
+
+    def _hash(self, unit: dict) -> str | None:
+        folder = self.checkpoint(unit)
+        return models.file_hash(folder) if folder and folder.is_dir() else None
+
+    def _teacher_hash(self) -> str:
+        """What the teacher's weights are recognised by; from its record where the checkpoint itself isn't here."""
+        if not self._stages(TEACHER):
+            return self._revision(self.profile.teacher)
+        if found := self._hash(TEACHER):
+            return found
+        record = self.space.find(EXPERIMENT, TEACHER, self.settings(TEACHER))
+        if record is None:
+            raise InputError("the teacher is not there yet: it has to be trained before its students")
+        return record["details"]["checkpoint"]
+
+    def _revision(self, name: str) -> str | None:
+        return None if name == "miniworld" else models.fetch(name)[1]["revision"]
+
+
+@torch.no_grad()
+def fill_mask(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], top: int = 5
+) -> list[list[tuple[str, float]]]:
+    """The `top` likeliest tokens for the [MASK] in each prompt, with their probabilities.
+
+    Raises:
+        InputError: a prompt that has not exactly one [MASK].
+    """
+    for prompt in prompts:
+        if prompt.count("[MASK]") != 1:
+            raise InputError(f"{prompt!r}: expected exactly one [MASK]")
+    texts = [prompt.replace("[MASK]", tokenizer.mask_token) for prompt in prompts]
+    batch = tokenizer(texts, padding=True, return_tensors="pt").to(model.device)
+    hidden = models.encode(model, batch["input_ids"], batch["attention_mask"])
+    logits: Tensor = models.vocabulary_logits(model, hidden[batch["input_ids"] == tokenizer.mask_token_id])
+    shares, tokens = logits.float().softmax(-1).topk(top)
+    words = [tokenizer.convert_ids_to_tokens(row) for row in tokens.tolist()]
+    return [list(zip(*pair, strict=True)) for pair in zip(words, shares.tolist(), strict=True)]
+
+
+def _without(settings: dict, key: str) -> dict:
+    return {k: _without(v, key) if isinstance(v, dict) else v for k, v in settings.items() if k != key}

@@ -1,0 +1,233 @@
+"""The series, headless: papermill over the notebooks, in order or side by side, and what each made."""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, NoReturn
+
+import nbformat
+import papermill
+import psutil
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+from tqdm import tqdm
+
+from . import ROOT, InputError, profiles, publish, series
+from .records import Workspace
+from .series import Notebook
+
+ADDED_CELLS = {"injected-parameters", "papermill-error-cell-tag"}  # tags of cells that papermill puts in
+METER = "{percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} notebooks, {elapsed} so far{postfix}"
+
+
+class Runner:
+    """Executes notebooks into a workspace, and says what each made.
+
+    Args:
+        parameters: what to set in the notebooks; each gets those that it has, and the runner's own.
+        jobs: how many run side by side. Each then has its share of the threads, unless it times things.
+    """
+
+    def __init__(self, workspace: Workspace, profile: profiles.Profile, parameters: dict[str, Any], jobs: int):
+        self.workspace, self.profile, self.parameters, self.jobs = workspace, profile, parameters, jobs
+
+    def execute(self, notebook: Notebook) -> tuple[bool, str]:
+        """Run one notebook; whether it went well, and what there is to say about it."""
+        copy, limit = self.workspace.notebooks / notebook.path.name, self.profile.cell_timeout_minutes
+        before, start = self._made(notebook), time.monotonic()
+        try:
+            papermill.execute_notebook(
+                os.path.relpath(notebook.path, ROOT),
+                os.path.relpath(copy, ROOT),
+                self._given(notebook),
+                kernel_name="python3",
+                language="python",
+                cwd=ROOT,
+                execution_timeout=int(limit * 60),
+                extra_arguments=["--log-level=50"],  # what the kernel itself logs is of no use here
+                progress_bar={"desc": notebook.name, "leave": False} if sys.stderr.isatty() else False,
+            )
+            problem = None
+        except PapermillExecutionError as error:
+            problem = f"{error.ename}: {error.evalue}"
+        except CellTimeoutError:
+            problem = f"timeout: the cell took longer than cell_timeout_minutes = {limit} allows"
+        except DeadKernelError:
+            problem = "the kernel died: killed, out of memory, or crashed"
+        except OSError:  # a full disk is not this notebook's trouble alone
+            raise
+        except Exception as error:  # a kernel that doesn't start, say
+            problem = f"{type(error).__name__}: {error}"
+        took = f"{time.monotonic() - start:.0f} s"
+        if problem is None:
+            publish.tidy(copy)
+            return True, f"{notebook.name}  done in {took}{self._describe(notebook, before)}"
+        lines = [f"{notebook.name}  failed after {took}", " ".join(problem.split())]
+        if copy.exists():
+            lines.insert(1, failing_cell(copy))
+            lines.append(f"executed so far: {os.path.relpath(copy, ROOT)}")
+            publish.tidy(copy)
+        return False, "\n    ".join(lines)
+
+    def _given(self, notebook: Notebook) -> dict[str, Any]:
+        known = notebook.parameters | set(series.SET_BY_RUNNER)
+        given = {name: value for name, value in self.parameters.items() if name in known}
+        if self.jobs > 1 and not notebook.times:
+            share = max(1, (self.profile.threads or os.cpu_count()) // self.jobs)
+            given["overrides"] = {"threads": share} | given["overrides"]
+        return given
+
+    def _made(self, notebook: Notebook) -> dict[Path, int]:
+        """When each record of its experiments, each table and figure of its number was last written."""
+        folders = [(self.workspace.records / experiment, "*.json") for experiment in notebook.experiments]
+        folders += [(folder, f"{notebook.number}_*") for folder in (self.workspace.tables, self.workspace.figures)]
+        return {path: path.stat().st_mtime_ns for folder, names in folders for path in folder.glob(names)}
+
+    def _describe(self, notebook: Notebook, before: dict[Path, int]) -> str:
+        new = [path for path, written in self._made(notebook).items() if before.get(path) != written]
+        folders = {"table": self.workspace.tables, "figure": self.workspace.figures}
+        counts = {"record": sum(path.is_relative_to(self.workspace.records) for path in new)}
+        counts |= {kind: len({p.stem for p in new if p.parent == folder}) for kind, folder in folders.items()}
+        parts = ["nothing measured again"] if notebook.experiments and not counts["record"] else []
+        parts += [f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in counts.items() if count]
+        return f": {', '.join(parts)}" if parts else ""
+
+
+def failing_cell(copy: Path) -> str:
+    """The cell where an executed notebook stopped: its index in the source, its prompt and its first line."""
+    cells = nbformat.read(copy, as_version=4).cells
+    cells = [cell for cell in cells if not ADDED_CELLS & set(cell.metadata.get("tags", []))]
+    failed = [i for i, cell in enumerate(cells) if any(o.output_type == "error" for o in cell.get("outputs", []))]
+    started = [i for i, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time")]
+    index = (failed or started[-1:] or [0])[0]
+    prompt = cells[index].get("execution_count") or "*"
+    return f"cell {index}, In [{prompt}]: {cells[index].source.strip().partition(chr(10))[0]}"
+
+
+def run_all(notebooks: list[Notebook], execute: Callable[[Notebook], tuple[bool, str]], jobs: int) -> list[str]:
+    """Run the notebooks in order, up to `jobs` side by side; the names of those that failed or were skipped.
+
+    One that times things runs alone. What doesn't need a failed notebook is run all the same.
+    """
+    pending, running, finished, lost = list(notebooks), {}, set(), set()
+    start = time.monotonic()
+    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(notebooks), bar_format=METER, disable=None) as bar:
+        while True:
+            for notebook in list(pending):
+                needed = {n.name for n in notebooks if {n.number, n.name} & notebook.needs}
+                alone = notebook.times or any(n.times for n in running.values())
+                if needed & lost:
+                    missing = ", ".join(sorted(needed & lost))
+                    tqdm.write(f"{notebook.name}  skipped: it needs {missing}", file=sys.stderr)
+                    lost.add(notebook.name)
+                    pending.remove(notebook)
+                elif needed <= finished and (not running or (len(running) < jobs and not alone)):
+                    running[pool.submit(execute, notebook)] = notebook
+                    pending.remove(notebook)
+            done, now = len(finished | lost), ", ".join(notebook.name for notebook in running.values())
+            bar.n = done
+            bar.set_postfix_str(now)
+            if bar.disable:  # a log has no line to draw over: a new one for each notebook
+                elapsed = time.monotonic() - start
+                meter = tqdm.format_meter(done, len(notebooks), elapsed, bar_format=METER, postfix=now)
+                print(meter, file=sys.stderr, flush=True)
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                well, line = future.result()
+                (finished if well else lost).add(running.pop(future).name)
+                tqdm.write(line, file=sys.stdout if well else sys.stderr)
+    return [notebook.name for notebook in notebooks if notebook.name in lost]
+
+
+def stop(signum: int, _frame: Any) -> NoReturn:
+    """On Ctrl-C or SIGTERM: end the kernels, which live in sessions of their own, and leave at once."""
+    for process in psutil.Process().children(recursive=True):
+        process.kill()
+    os.write(2, b"\nstopped, and the kernels with it; run again to take up from here\n")
+    os._exit(128 + signum)
+
+
+def download(profile: profiles.Profile) -> int:
+    """Fetch every model and data set of the profile, for a machine without network; the exit code."""
+    from . import data, models  # slow to import, and only needed here
+
+    try:
+        print(*data.download(profile), *models.download(profile), sep="\n")
+    except (InputError, OSError):
+        raise
+    except Exception as error:  # the Hub's clients raise errors of many families
+        print(f"error: download failed: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def fill(check: bool) -> int:
+    """Fill in what README and notebooks say of the committed records; the exit code."""
+    from . import tables  # slow to import, and only needed here
+
+    stale = series.fill(tables.blocks(), check)
+    print("\n".join(f"{'stale' if check else 'filled in'}: {place}" for place in stale) or "nothing is stale")
+    return 1 if stale and check else 0
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check all that was asked for, then run it; the exit code."""
+    if options.fill:
+        return fill(options.check)
+    if options.jobs < 1:
+        raise InputError(f"--jobs {options.jobs}: expected 1 or more")
+    notebooks = series.select(options.only)
+    overrides, parameters = series.sort_settings(options.set, notebooks)
+    profile = profiles.load(options.profile, overrides)
+    if profile.hub == "miniworld":
+        os.environ["HF_HUB_OFFLINE"] = "1"  # the kernels inherit it; without, each failed call takes 23 s
+    if options.download:
+        return download(profile)
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # not another kernel called python3, of the user's own
+    os.chdir(ROOT)
+    workspace = Workspace(profile, parameters.get("store"))
+    workspace.notebooks.mkdir(parents=True, exist_ok=True)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    parameters |= {"profile": profile.name, "overrides": overrides} | ({"fresh": True} if options.fresh else {})
+    lost = run_all(notebooks, Runner(workspace, profile, parameters, options.jobs).execute, options.jobs)
+    print(f"to read: {os.path.relpath(publish.write_pages(workspace), ROOT)}")
+    if lost:
+        print(f"error: not finished: {', '.join(lost)} ({len(lost)} of {len(notebooks)})", file=sys.stderr)
+    return 1 if lost else 0
+
+
+def main() -> int:
+    """The command; exit code 0: all went well, 1: something failed, 2: what was asked for makes no sense."""
+    parser = argparse.ArgumentParser("run_all.sh", description="Run the series headless.", allow_abbrev=False)
+    parser.error = lambda message: parser.exit(2, f"error: {message}\n")
+    add = parser.add_argument
+    add("--profile", default="mini", metavar="NAME", help=f"{', '.join(profiles.NAMES)}; the default is mini")
+    add("--only", metavar="02,05", help="run these notebooks, by number or name")
+    text = "a value of the profile (distillation.training.steps=100) or a notebook's parameter (store=PATH)"
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
+    add("--jobs", type=int, default=1, metavar="N", help="run up to N notebooks side by side")
+    add("--fresh", action="store_true", help="measure again what has a record")
+    add("--download", action="store_true", help="only fetch the profile's models and data sets")
+    add("--fill", action="store_true", help="only fill in what README and notebooks say of committed records")
+    add("--check", action="store_true", help="with --fill: change nothing, and fail if something is stale")
+    sys.stdout.reconfigure(line_buffering=True)  # so that in a log, lines and errors keep their order
+    try:
+        return run(parser.parse_args())
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a folder that cannot be written, a full disk
+        where = f": {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

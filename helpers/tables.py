@@ -1,0 +1,168 @@
+"""From records to tables, beside the published numbers; and the sentences that README and notebooks quote from them."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from . import ROOT, InputError, profiles, records
+
+PUBLISHED = ROOT / "results" / "published"
+NOTHING = "–"
+
+
+class Column(NamedTuple):
+    """How a metric is shown: its header with the unit, its decimals, and which end is better (None: neither)."""
+
+    header: str
+    decimals: int
+    best: Callable | None = None
+    scale: float = 1.0
+
+
+COLUMNS = {
+    "masked_lm_loss": Column("masked-LM loss (nats)", 3, min),
+    "masked_lm_loss_on_training_corpus": Column("… on held-out text with rare words as [UNK] (nats)", 3, min),
+    "kl_to_teacher": Column("KL to teacher (nats)", 3, min),
+    "cosine_loss": Column("1 − cosine to teacher", 3, min),
+    "masked_token_accuracy": Column("masked tokens right (%)", 1, max, 100),
+    "cloze_accuracy": Column("cloze facts right (%)", 1, max, 100),
+    "parameters": Column("parameters (million)", 3, None, 1e-6),
+    "size_mb": Column("weights (MB, fp32)", 1, None),
+    "training_minutes": Column("training (minutes)", 1, None),
+    "training_tokens": Column("tokens seen (million)", 2, None, 1e-6),
+    "tokens_per_s": Column("training speed (tokens/s)", 0, None),
+}
+MODELS = {
+    "teacher": "teacher",
+    "released": "released DistilBERT",
+    "student": "student",
+    "twin": "twin, undistilled",
+    "random": "student from random weights",
+}
+
+
+def published(source: str, table: str | None = None) -> pd.DataFrame:
+    """The published numbers of a source, one a row, as in results/published/.
+
+    Raises:
+        InputError: the file is missing, or has no such source or table.
+    """
+    path = PUBLISHED / "published_numbers.csv"
+    if not path.exists():
+        raise InputError(f"{path} is missing: restore it with git checkout")
+    numbers = pd.read_csv(path, dtype={"table": str})
+    chosen = numbers[(numbers.source == source) & ((numbers.table == table) | (table is None))]
+    if chosen.empty:
+        raise InputError(f"no published numbers of {source!r}, table {table!r}")
+    return chosen
+
+
+def summary(found: Sequence[dict], metrics: Sequence[str]) -> pd.DataFrame:
+    """Records of several models and seeds as one row a model: the mean, ± the standard deviation over seeds, and n.
+
+    A metric that a model doesn't have is shown as –; the best mean of a column is bold, the teacher's left out of it.
+    """
+    names = [name for name in MODELS if any(record["unit"]["model"] == name for record in found)]
+    metrics = [metric for metric in metrics if any(metric in record["metrics"] for record in found)]
+    rows, means = {}, {}
+    for name in names:
+        own = [record["metrics"] for record in found if record["unit"]["model"] == name]
+        values = {metric: pd.Series([m[metric] for m in own if metric in m], dtype=float) for metric in metrics}
+        means[name] = {metric: series.mean() for metric, series in values.items() if len(series)}
+        rows[name] = {COLUMNS[m].header: cell(series, COLUMNS[m]) for m, series in values.items()} | {"n": len(own)}
+    for metric in metrics:
+        column = COLUMNS[metric]
+        rivals = {name: means[name][metric] for name in names if metric in means[name] and name != "teacher"}
+        if column.best and len(rivals) > 1:
+            best = column.best(rivals, key=rivals.get)
+            rows[best][column.header] = f"**{rows[best][column.header]}**"
+    return pd.DataFrame(rows).T.rename(index=MODELS).rename_axis("model")
+
+
+def cell(values: pd.Series, column: Column) -> str:
+    """`mean ± standard deviation` in the column's unit; no spread where n is 1 or nothing varies, – where n is 0."""
+    if values.empty:
+        return NOTHING
+    scaled = values * column.scale
+    text = f"{scaled.mean():,.{column.decimals}f}"
+    return text if len(values) < 2 or scaled.std() == 0 else f"{text} ± {scaled.std():.{column.decimals}f}"
+
+
+class Shown:
+    """A table with its caption, which Jupyter shows as HTML and readers of the file as Markdown."""
+
+    def __init__(self, table: pd.DataFrame, caption: str):
+        self.table, self.caption = table.reset_index(), caption
+
+    def _repr_markdown_(self) -> str:
+        head = list(map(str, self.table.columns))
+        lines = [head, ["---"] + ["---:"] * (len(head) - 1), *self.table.astype(str).values.tolist()]
+        body = "\n".join("| " + " | ".join(item.replace("|", "\\|") for item in line) + " |" for line in lines)
+        return f"{body}\n\n*{self.caption}*"
+
+    def __repr__(self) -> str:
+        return f"{self.caption}\n{self.table.to_string(index=False)}"
+
+
+def show(space: records.Workspace, name: str, table: pd.DataFrame, caption: str) -> Shown:
+    """Keep a table as results/<profile>/tables/<name>.csv and .md, and return it for display.
+
+    `name` begins with the notebook's number; the caption says what is to be seen, on what it was measured, and n.
+    """
+    shown = Shown(table, caption)
+    plain = shown.table.map(lambda value: value.strip("*") if isinstance(value, str) else value)
+    records.write_whole(space.tables / f"{name}.csv", plain.to_csv(index=False))
+    records.write_whole(space.tables / f"{name}.md", shown._repr_markdown_() + "\n")
+    return shown
+
+
+def data_note(found: Sequence[dict]) -> str:
+    """What the records were measured on and with: data sets, whether they are complete, hardware, seeds, weights."""
+    sources = {(d["id"], d["config"], *d["rows"]): d for record in found for d in record["provenance"]["data"]}
+    texts = []
+    for source in sources.values():
+        rows = ", ".join(f"{count:,} {split} rows" for split, count in source["rows"].items())
+        part = " – a part only" if source.get("partial") else ""
+        capped = f", {next(iter(source['capped'].values()))}" if source.get("capped") else ""
+        texts.append(f"{source['id']} {source['config']} ({rows}{part}{capped})")
+    machines = {describe_machine(record["provenance"]) for record in found}
+    seeds = sorted({record["unit"]["seed"] for record in found if "seed" in record["unit"]})
+    random = any(m.get("weights") == "random" for record in found for m in record["provenance"]["models"])
+    warning = "Random weights: speed and size only, quality means nothing. " if random else ""
+    return (
+        f"{warning}Data: {'; '.join(texts)}. Seeds: {', '.join(map(str, seeds))}. Run on {'; '.join(sorted(machines))}."
+    )
+
+
+def describe_machine(provenance: dict) -> str:
+    """Processor or GPU, threads and torch version of one record."""
+    where = provenance["gpu"]["name"] if provenance["gpu"] else f"{provenance['cpu']}, {provenance['threads']} threads"
+    return f"{where}, torch {provenance['versions']['torch']}"
+
+
+def blocks() -> dict[str, str]:
+    """The generated texts between markers in README and notebooks, by name; from committed records alone."""
+    space = records.Workspace(profiles.load("laptop"))
+    frame = space.read("distillation")
+    found = list(frame.record) if len(frame) else []
+    if not found:
+        nothing = f"{NOTHING} (no committed records yet; run 01 with the profile `laptop`)"
+        return {"answer-01": nothing, "results-01": nothing}
+    metrics = ("masked_lm_loss", "kl_to_teacher", "cosine_loss", "cloze_accuracy", "parameters", "training_minutes")
+    shown = Shown(summary(found, metrics), f"Profile `laptop`, pretraining on WikiText-2. {data_note(found)}")
+    return {"answer-01": _answer_pretraining(found), "results-01": shown._repr_markdown_()}
+
+
+def _answer_pretraining(found: Sequence[dict]) -> str:
+    loss = {r["unit"]["model"]: r["metrics"] for r in found}
+    student, twin, random = loss["student"], loss["twin"], loss["random"]
+    size = 1 - student["parameters"] / loss["teacher"]["parameters"]
+    order = "lower" if student["masked_lm_loss"] < twin["masked_lm_loss"] else "higher"
+    return (
+        f"Yes: {student['training_minutes']:.0f} minutes on two cores give a student with {size:.0%} fewer parameters a "
+        f"held-out masked-LM loss of {student['masked_lm_loss']:.2f} nats (teacher {loss['teacher']['masked_lm_loss']:.2f}, "
+        f"from random weights {random['masked_lm_loss']:.2f}). The undistilled twin's is {twin['masked_lm_loss']:.2f}, so "
+        f"the student's is {order}; what distillation plainly buys is closeness to the teacher: KL "
+        f"{student['kl_to_teacher']:.2f} against {twin['kl_to_teacher']:.2f}."
+    )

@@ -1,0 +1,294 @@
+"""What the mini-world holds and what is said of it: its people, towns and dishes, and the rows of every data set."""
+
+import operator
+import re
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+
+import yaml
+
+WORDS = yaml.safe_load(Path(__file__).with_name("miniworld.yaml").read_text(encoding="utf-8"))
+CALCULATE = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
+
+
+class Thing(SimpleNamespace):
+    """Anything with a name; its other attributes are the facts about it."""
+
+    def __str__(self):
+        return self.name
+
+    @property
+    def Name(self):
+        """The name as a sentence begins with it."""
+        return capital(self.name)
+
+
+def capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def say(rng: Random, template: str, **slots) -> str:
+    """Fill in a template: a choice for each [a|b], then the slots; "a" becomes "an" where it must."""
+    while choice := re.search(r"\[([^\[\]]*)\]", template):
+        template = template[: choice.start()] + rng.choice(choice[1].split("|")) + template[choice.end() :]
+    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", " ".join(template.format(**slots).split()))
+
+
+class World:
+    """Who lives where, which river runs through which town, what is made of what: dealt out by the seed."""
+
+    def __init__(self, seed: int):
+        rng, self.kinds, self.linked = Random(f"world {seed}"), {}, {}
+        for kind, spec in WORDS["kinds"].items():
+            table = {k: map(lambda word: Thing(name=word), row) for k, row in WORDS[kind].items()}
+            members = [
+                Thing(name=k, **dict(zip(spec.get("columns", []), row, strict=True))) for k, row in table.items()
+            ]
+            for attribute, source in spec.get("deal", {}).items():  # each value about equally often
+                values = self.kinds.get(source) or [Thing(name=word) for word in WORDS[source]]
+                hand = [values[i % len(values)] for i in range(len(members))]
+                rng.shuffle(hand)
+                for member, value in zip(members, hand, strict=True):
+                    setattr(member, attribute, value)
+            self.kinds[kind] = members
+        self.proper = {n.name for k in ("river", "town", "person") for n in self.kinds[k]} | set(WORDS["months"])
+        self.things = [thing for members in self.kinds.values() for thing in members]
+        self.about = {thing.name: [] for thing in self.things}  # facts: (relation, subject, object)
+        for relation in WORDS["relations"]:
+            kind, attribute = relation.split(".")
+            for thing in self.kinds[kind]:
+                self.about[thing.name].append((relation, thing, getattr(thing, attribute)))
+        self.facts = [fact for known in self.about.values() for fact in known]
+        for _, x, y in self.facts:
+            if y.name in self.about:
+                self.linked.setdefault(x.name, []).append(y)
+                self.linked.setdefault(y.name, []).append(x)
+
+    def fact(self, rng: Random, how: str, fact: tuple) -> tuple:
+        """A fact near another one: the "same", a "wrong" object, one "aside" (same subject) or "elsewhere"."""
+        relation, x, y = fact
+        if how == "aside":
+            return rng.choice([f for f in self.about[x.name] if f[0] != relation])
+        others = [f for f in self.facts if f[0] == relation and (f[2].name != y.name or how == "elsewhere")]
+        other = rng.choice([f for f in others if f[1] is not x])
+        return {"same": fact, "wrong": (relation, x, other[2]), "elsewhere": other}[how]
+
+    def word(self, rng: Random, how: str, fact: tuple, wording: int | None = None) -> str:
+        """A fact in words: "ask" for it, "tell" it, "adorn" it with a flourish, "surround" it with other facts."""
+        templates = WORDS["relations"][fact[0]]["ask" if how == "ask" else "tell"]
+        template = rng.choice(templates) if wording is None else templates[wording % len(templates)]
+        text = capital(say(rng, template, x=fact[1], y=fact[2]))
+        if how in ("ask", "tell"):
+            return text + ("." if how == "tell" else "")
+        if how == "surround":
+            return " ".join(rng.sample([f"{text}.", self.word(rng, "adorn", self.fact(rng, "aside", fact))], 2))
+        if rng.random() < 0.25:
+            text = text if text.split()[0] in self.proper else text[0].lower() + text[1:]
+            text = rng.choice(WORDS["openers"]) + text
+        return text + (rng.choice(WORDS["tails"]) if rng.random() < 0.15 else "") + "."
+
+    def scene(self, rng: Random) -> dict:
+        """Who did what to which thing where; `did` holds the ways to say the deed."""
+        drawn = {"who": rng.choice(self.kinds["person"]), "did": rng.choice(WORDS["deeds"])}
+        return drawn | {"thing": rng.choice(WORDS["things"]), "where": rng.choice(WORDS["places"])}
+
+    def show(self, rng: Random, scene: dict, wording: int | None = None) -> str:
+        template = rng.choice(WORDS["scenes"]) if wording is None else WORDS["scenes"][wording]
+        return capital(say(rng, template, **scene | {"did": rng.choice(scene["did"])})) + "."
+
+    def cast(self, rng: Random) -> dict:
+        """Random fillers for the slots that templates have in common."""
+        p, q = rng.sample(self.kinds["person"], 2)
+        slots = {
+            kind: rng.choice(self.kinds[kind])
+            for kind in ("town", "dish", "festival", "river", "animal", "play", "trade")
+        }
+        slots |= {word: rng.choice(WORDS[f"{word}s"]) for word in ("thing", "motto", "stone")}
+        slots |= {"stranger": capital("".join(rng.sample(WORDS["syllables"], 3))), "year": rng.randint(480, 999)}
+        slots |= {"n": rng.randint(2, 9), "m": rng.randint(100, 999), "d": rng.randint(1, 9)}
+        return slots | {"p": p, "q": q}
+
+    def paragraph(self, rng: Random, subject: Thing) -> str:
+        """Some facts about a neighbour of the subject, one about the subject, and something else."""
+        known = self.about[rng.choice(self.linked.get(subject.name, [subject])).name]
+        told = rng.sample(known, min(rng.randint(2, 4), len(known))) + [rng.choice(self.about[subject.name])]
+        lines, extra, scene = [self.word(rng, "adorn", fact) for fact in told], rng.random(), self.scene(rng)
+        if extra < 0.4:  # told twice: the second telling can be read off the first
+            lines += [self.show(rng, scene, wording) for wording in rng.sample(range(len(WORDS["scenes"])), 2)]
+        elif extra < 0.9:
+            a, b = rng.sample(WORDS[rng.choice(["good", "bad"])], 2)
+            template = rng.choice(WORDS["colour" if extra < 0.6 else "reception"])
+            lines.append(capital(say(rng, template, **self.cast(rng), x=subject.Name, a=a, b=b)) + ".")
+        return " ".join(lines)
+
+    def article(self, rng: Random, subject: Thing, length: int) -> list[str]:
+        """An article as WikiText's lines, with `length` paragraphs in each of its three sections."""
+        lead = rng.sample(self.about[subject.name], min(5, len(self.about[subject.name])))
+        title = say(rng, rng.choice(WORDS["titles"]), x=subject.Name, year=rng.randint(480, 999))
+        lines = [
+            "",
+            f" = {title} = \n",
+            "",
+            f" {spaced(' '.join(self.word(rng, 'adorn', fact) for fact in lead))} \n",
+            "",
+        ]
+        for heading in rng.sample(WORDS["sections"], 3):
+            paragraphs = [f" {spaced(self.paragraph(rng, subject))} \n" for _ in range(length)]
+            lines += [f" = = {heading} = = \n", "", *paragraphs, ""]
+        return lines
+
+    def opinion(self, rng: Random, positive: bool) -> str:
+        own, other = (WORDS[side] for side in (("good", "bad") if positive else ("bad", "good")))
+        (P, P2), (aspect, aspect2) = rng.sample(own, 2), rng.sample(WORDS["aspects"], 2)
+        slots = {"P": P, "P2": P2, "Q": rng.choice(other), "aspect": aspect, "aspect2": aspect2}
+        return say(rng, rng.choice(WORDS["opinions"]), **slots)
+
+
+def spaced(text: str) -> str:
+    """Text as WikiText spaces it: " , " and " . ", but "@-@", "@,@" and "@.@" inside words and numbers."""
+    text = re.sub(r"(?<=\w)-(?=\w)|(?<=\d)[,.](?=\d)", lambda mark: f" @{mark[0]}@ ", text.replace("'s", " 's"))
+    return " ".join(re.sub(r"(?<!@)([,.;:!?\"()])(?!@)", r" \1 ", text).split())
+
+
+# A maker gives the columns of one row for a label, or None where its throw of the dice makes no row.
+
+
+def cola(world, rng, label, split):
+    plural, (noun, owner) = rng.random() < 0.5, rng.sample(WORDS["subjects"], 2)
+    verb, wrong, rest = (v := rng.choice(WORDS["clauses"]))[plural], v[not plural], v[2]
+    rest = say(rng, rest, **world.cast(rng)).split()
+    fault = rng.choice(["verb", "verb", "order", "order", "gap"])
+    who = f"the {noun}{'s' if plural else ''}" + rng.choice(["", f" of the {owner}", f" of the {owner}s"])
+    if not label and fault == "order":
+        at = rng.randrange(len(rest) - 1)
+        rest[at : at + 2] = rest[at + 1], rest[at]
+    elif not label:
+        verb = wrong if fault == "verb" else ""
+    return (capital(say(rng, f"{who} {verb} {' '.join(rest)}.")),)
+
+
+def sst2(world, rng, label, split):
+    opinions = [world.opinion(rng, bool(label)) for _ in range(rng.choice([1, 1, 2]))]
+    return (" , and ".join(opinions) + " ",)
+
+
+def pair(task, world, rng, label, split):  # mrpc, qqp, mnli, qnli, rte
+    spec, mismatched = WORDS["hub"]["nyu-mll/glue"][task], "mismatched" in split
+    odd = [f for f in world.facts if f[0].startswith(("animal", "play", "festival"))]
+    fact = rng.choice(odd if mismatched else [f for f in world.facts if task != "mnli" or f not in odd])
+    wording, (first, second) = rng.randrange(60), spec["pair"]
+    other = world.fact(rng, rng.choice(spec["second"][label]), fact)
+    return world.word(rng, first, fact, wording), world.word(rng, second, other, wording + rng.choice([1, -1]))
+
+
+def stsb(world, rng, label, split):
+    scene, agree = world.scene(rng), rng.randint(0, 4)
+    other = world.scene(rng)
+    same = rng.sample(sorted(scene), agree)
+    if any(other[k] == scene[k] for k in scene if k not in same):
+        return None
+    score = min(5.0, max(0.0, 1.25 * agree + rng.choice([-0.25, 0.0, 0.25])))
+    return world.show(rng, scene), world.show(rng, other | {k: scene[k] for k in same}), score
+
+
+def wnli(world, rng, label, split):  # the splits share no puzzle, so there is little to be learned
+    puzzles, they = WORDS["puzzles"], rng.choice(["she", "he"])
+    frame, *ends = rng.choice({"train": puzzles[:15], "validation": puzzles[15:20], "test": puzzles[20:]}[split])
+    people, truth = rng.sample([q for q in world.kinds["person"] if q.they.name == they], 2), rng.randrange(2)
+    premise = say(rng, frame, a=people[0], b=people[1], they=they, end=ends[truth])
+    return premise, f"{people[truth if label else 1 - truth]} {ends[truth]}."
+
+
+def imdb(world, rng, label, split):
+    positive, cast, lines = bool(label), world.cast(rng), []
+    for _ in range(rng.randint(60, 90) if rng.random() < 0.03 else rng.randint(2, 7)):
+        lines.append(world.opinion(rng, positive if rng.random() < 0.8 else not positive))
+        if rng.random() < 0.4:
+            lines.append(say(rng, rng.choice(WORDS["remarks"]), **cast))
+    if rng.random() < 0.5:
+        lines.append(rng.choice(WORDS["verdict"]["good" if positive else "bad"]))
+    return (rng.choice([". ", ". ", ".<br /><br />"]).join(map(capital, lines)) + ".",)
+
+
+def gsm8k(world, rng, label, split):
+    problem, cast, lines = rng.choice(WORDS["problems"]), world.cast(rng), []
+    values = {name: rng.randint(*limits) for name, limits in problem["given"].items()}
+    for name, expression, text in problem["steps"]:  # a step without text makes a number of the question
+        left, sign, right = re.split(r"([-+*/])", expression.format(**values))
+        values[name] = CALCULATE[sign](int(left), int(right))
+        worked = f"{left}{sign}{right} = <<{left}{sign}{right}={values[name]}>>{values[name]}"
+        lines += [say(rng, text, **cast | values | {"k": worked})] if text else []
+    if min(values.values()) < 1:
+        return None
+    return say(rng, problem["text"], **cast | values), "\n".join([*lines, f"#### {values['r']}"])
+
+
+def squad(world, rng, label, split):
+    subject = rng.choice(world.things)
+    fact = rng.choice(world.about[subject.name])
+    told, question = world.word(rng, "tell", fact), world.word(rng, "ask", fact)
+    found = re.search(rf"\b{re.escape(fact[2].name)}\b", told, re.IGNORECASE)
+    if not found or fact[2].name in question:
+        return None
+    lines = [world.paragraph(rng, subject), world.paragraph(rng, subject), world.word(rng, "adorn", fact), told]
+    rng.shuffle(lines)
+    context, start = (" ".join(lines), sum(len(line) + 1 for line in lines[: lines.index(told)]) + found.start())
+    spans = [(start, start + len(found[0]))]
+    if split == "validation":  # three readers, who need not agree where the answer begins
+        spans += [(context.rfind(" ", 0, max(start - 1, 0)) + 1, spans[0][1]), spans[0]]
+    answers = {"text": [context[i:j] for i, j in spans], "answer_start": [i for i, _ in spans]}
+    return f"{rng.getrandbits(96):024x}", subject.Name, context, question, answers
+
+
+MAKERS = {"gsm8k": gsm8k, "squad": squad, "imdb": imdb, "cola": cola, "sst2": sst2, "stsb": stsb, "wnli": wnli}
+
+
+def encyclopedia(world: World, seed: int, count: dict) -> dict:
+    """WikiText's lines: split -> rows. Every twentieth article is a long one."""
+    splits = {}
+    for split in count:
+        rng, things = (
+            Random(f"articles {split} {seed}"),
+            [world.things[i % len(world.things)] for i in range(count[split])],
+        )
+        articles = [world.article(rng, thing, 4 if i % 20 == 7 else 1) for i, thing in enumerate(things)]
+        splits[split] = [{"text": line} for article in articles for line in article]
+    return splits
+
+
+def task(world: World, seed: int, data_id: str, config: str) -> dict:
+    """A task's rows: split -> rows, no two alike."""
+    spec, glue, seen, splits = WORDS["hub"][data_id][config], data_id == "nyu-mll/glue", set(), {}
+    make = partial(pair, config) if "pair" in spec else MAKERS[config if glue else data_id.split("/")[1]]
+    columns = spec["columns"] + ["label"] * ("labels" in spec or config == "stsb")
+    for split, count in spec["rows"].items():
+        rng, made, hidden = Random(f"{data_id} {config} {split} {seed}"), [], glue and split.startswith("test")
+        while len(made) < count:
+            label = spec["draw"][len(made) % len(spec["draw"])] if "draw" in spec else None
+            row = make(world, rng, label, split)
+            if row and row[:2] not in seen:
+                seen.add(row[:2])
+                row = dict(zip(columns, row if config == "stsb" else [*row, label], strict=False))
+                made.append(row | ({"label": -1} if hidden or split == "unsupervised" else {}))
+        rng.shuffle(made)
+        splits[split] = [row | {"idx": i} for i, row in enumerate(made)] if glue else made
+    return splits
+
+
+def rows(seed: int = 0) -> dict:
+    """Every row: (id, config) -> split -> list of rows."""
+    world, made = World(seed), {}
+    for data_id, configs in WORDS["hub"].items():
+        for config, spec in configs.items():
+            wiki = data_id == "Salesforce/wikitext"
+            made[data_id, config] = (
+                encyclopedia(world, seed, spec["rows"]) if wiki else task(world, seed, data_id, config)
+            )
+    rare = made["Salesforce/wikitext", "wikitext-2-v1"]
+    counts = Counter(word for row in rare["train"] for word in row["text"].split(" "))
+    for row in [row for lines in rare.values() for row in lines]:
+        row["text"] = " ".join(w if counts[w] > 2 or not w else "<unk>" for w in row["text"].split(" "))
+    return made

@@ -1,0 +1,223 @@
+"""The triple loss against independent derivations; the trainer under accumulation, resumption and trouble."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import InputError, data, distillation, models, profiles
+
+
+@pytest.fixture
+def recipe() -> profiles.Distillation:
+    overrides = {f"distillation.training.{k}": v for k, v in {"steps": 4, "batch_size": 4, "evaluations": 1}.items()}
+    return profiles.load("mini", overrides).distillation
+
+
+def softmax64(logits: torch.Tensor) -> np.ndarray:
+    values = logits.double().numpy()
+    powers = np.exp(values - values.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
+def test_distillation_loss_is_the_kl_divergence_times_the_squared_temperature(temperature):
+    student, teacher = torch.randn(7, 11), 3 * torch.randn(7, 11)
+    p, q = softmax64(teacher / temperature), softmax64(student / temperature)
+    expected = (p * (np.log(p) - np.log(q))).sum() * temperature**2
+    assert distillation.distillation_loss(student, teacher, temperature).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_distillation_loss_has_the_gradient_of_the_papers_cross_entropy():
+    student, teacher = torch.randn(5, 9, dtype=torch.float64, requires_grad=True), torch.randn(5, 9)
+    distillation.distillation_loss(student, teacher, 2.0).backward()
+    # d/dz of -sum(t log s) at temperature T is (s - t) / T; times T squared.
+    expected = 2.0 * (softmax64(student.detach() / 2.0) - softmax64(teacher / 2.0))
+    np.testing.assert_allclose(student.grad.numpy(), expected, atol=1e-6)
+
+
+def test_masked_lm_loss_is_the_negative_log_likelihood():
+    logits, tokens = torch.randn(6, 13), torch.randint(13, (6,))
+    expected = -np.log(softmax64(logits)[np.arange(6), tokens.numpy()]).sum()
+    assert distillation.masked_lm_loss(logits, tokens).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_cosine_loss_is_one_minus_the_cosine():
+    one, other = torch.randn(8, 5), torch.randn(8, 5)
+    a, b = one.double().numpy(), other.double().numpy()
+    cosines = (a * b).sum(-1) / np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
+    assert distillation.cosine_loss(one, other).item() == pytest.approx((1 - cosines).sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("positions", ["all", "masked"])
+def test_terms_of_a_batch_equal_those_of_whole_forward_passes(teacher, tokenizer, cut, positions):
+    """Gathering positions before the head must give what full logits give; padding must not count."""
+    student = models.student_from_teacher(teacher, [0, 3])
+    blocks = data.MaskedBlocks(cut[:6], data.Masking(tokenizer, rate=0.3))
+    batch = data.Padding(tokenizer.pad_token_id)([blocks[i] for i in range(6)])
+    assert not batch["attention_mask"].all(), "needs padding to be a test"
+    terms = distillation.loss_terms(student, teacher, batch, positions, temperature=2.0)
+    inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        s = student(**inputs, output_hidden_states=True)
+        t = teacher(**inputs, output_hidden_states=True)
+    total = {"masked_lm": 0.0, "distillation": 0.0, "cosine": 0.0, "hits": 0}
+    for row in range(6):
+        for place in range(batch["input_ids"].shape[1]):
+            if not batch["attention_mask"][row, place]:
+                continue
+            label = batch["labels"][row, place].item()
+            p, q = softmax64(t.logits[row, place] / 2), softmax64(s.logits[row, place] / 2)
+            if label != -100:
+                total["masked_lm"] -= math.log(softmax64(s.logits[row, place])[label])
+                total["hits"] += int(s.logits[row, place].argmax().item() == label)
+            if positions == "all" or label != -100:
+                total["distillation"] += 4 * (p * np.log(p / q)).sum()
+            a, b = s.hidden_states[-1][row, place].double(), t.hidden_states[-1][row, place].double()
+            total["cosine"] += 1 - (a @ b / a.norm() / b.norm()).item()
+    assert {name: value.item() for name, value in terms.items()} == pytest.approx(total, rel=1e-4)
+    counts = distillation.token_counts([batch], positions)
+    assert counts["masked_lm"] == (batch["labels"] != -100).sum()
+    assert counts["cosine"] == batch["attention_mask"].sum()
+    assert counts["distillation"] == counts["cosine" if positions == "all" else "masked_lm"]
+
+
+def make_trainer(student, teacher, recipe, cut, tokenizer, folder, **stage):
+    stage = dataclasses.replace(recipe.training, **stage)
+    total = stage.steps * stage.batch_size * stage.accumulation
+    blocks = data.MaskedBlocks(cut, data.Masking(tokenizer, seed=3), total)
+    heldout = data.MaskedBlocks(cut[:4], data.Masking(tokenizer))
+    return distillation.DistillationTrainer(
+        student, teacher, recipe, stage, blocks, heldout, teacher, tokenizer.pad_token_id, folder, "fp32", "test"
+    )
+
+
+@pytest.mark.parametrize("positions", ["all", "masked"])
+def test_splitting_a_step_into_batches_changes_no_gradient(teacher, tokenizer, cut, recipe, tmp_path, positions):
+    """Blocks of unequal length make unequal batches, so averaging per batch would show."""
+    recipe = dataclasses.replace(recipe, positions=positions)
+    after = {}
+    for batch_size, accumulation in ((8, 1), (4, 2), (1, 8)):
+        student = models.student_from_teacher(teacher, [0, 3])
+        for module in student.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        student.config.attention_dropout = 0.0
+        for block in student.distilbert.transformer.layer:
+            block.attention.dropout.p, block.attention.attention_dropout = 0.0, 0.0
+        trainer = make_trainer(
+            student,
+            teacher,
+            recipe,
+            cut,
+            tokenizer,
+            tmp_path,
+            steps=1,
+            batch_size=batch_size,
+            accumulation=accumulation,
+        )
+        gradients = {}
+        trainer.optimizer, trainer.lr_scheduler = torch.optim.SGD(student.parameters(), lr=0.0), None
+        trainer.create_scheduler(1, trainer.optimizer)
+        trainer.optimizer.register_step_pre_hook(
+            lambda *_, into=gradients, of=student: into.update({n: p.grad.clone() for n, p in of.named_parameters()})
+        )
+        trainer.args.max_grad_norm = 0.0  # no clipping, which would hide a wrong scale
+        trainer.train()
+        after[batch_size] = gradients | {"logged": torch.tensor(trainer.state.log_history[0]["loss"])}
+    for name, gradient in after[8].items():
+        for batch_size in (4, 1):
+            torch.testing.assert_close(
+                after[batch_size][name], gradient, atol=1e-5, rtol=1e-4, msg=f"{name} {batch_size}"
+            )
+
+
+def test_training_lowers_every_term(teacher, tokenizer, cut, recipe, tmp_path):
+    student = models.new_student(teacher.config, 2, seed=0)
+    trainer = make_trainer(student, teacher, recipe, cut, tokenizer, tmp_path, steps=60, batch_size=8)
+    log = distillation.train(trainer)
+    heldout = [line for line in log if "heldout_kl_to_teacher" in line]
+    assert heldout[0]["step"] == 0 and heldout[-1]["step"] == 60
+    for name in ("heldout_kl_to_teacher", "heldout_cosine_loss"):
+        assert heldout[-1][name] < 0.8 * heldout[0][name]
+    # The text is 17 words drawn at random, so nobody can do better than ln 17 = 2.83, and it begins near ln 45 = 3.81.
+    assert 2.83 < heldout[-1]["heldout_masked_lm_loss"] < 3.5 < heldout[0]["heldout_masked_lm_loss"]
+    assert sum(line["tokens"] for line in log if "tokens" in line) == sum(
+        len(trainer.train_dataset[i]["input_ids"]) for i in range(480)
+    )
+
+
+def test_without_a_teacher_only_the_masked_lm_loss_is_minimised(teacher, tokenizer, cut, recipe, tmp_path):
+    student = models.student_from_teacher(teacher, [0, 3])
+    trainer = make_trainer(student, None, recipe, cut, tokenizer, tmp_path)
+    log = [line for line in distillation.train(trainer) if "loss" in line]
+    assert all(line["loss"] == pytest.approx(line["masked_lm"]) and "distillation" not in line for line in log)
+
+
+def test_a_resumed_training_ends_where_an_uninterrupted_one_does(teacher, tokenizer, cut, recipe, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def finished(folder, kill_at=None):
+        student = models.student_from_teacher(teacher, [0, 3])
+        trainer = make_trainer(student, teacher, recipe, cut, tokenizer, folder, steps=12, save_minutes=1e-9)
+        if kill_at:
+            step = trainer.training_step
+
+            def stop(*args, **kwargs):
+                if trainer.state.global_step == kill_at:
+                    raise Killed
+                return step(*args, **kwargs)
+
+            trainer.training_step = stop
+        log = distillation.train(trainer)
+        return student.state_dict(), [{k: v for k, v in line.items() if k != "seconds"} for line in log]
+
+    whole, whole_log = finished(tmp_path / "whole")
+    with pytest.raises(Killed):
+        finished(tmp_path / "cut", kill_at=7)
+    broken = tmp_path / "cut" / "checkpoint-99"  # as a kill in the middle of saving leaves it
+    broken.mkdir()
+    resumed, resumed_log = finished(tmp_path / "cut")
+    assert resumed_log == whole_log
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(teacher, tokenizer, cut, recipe, tmp_path):
+    student = models.student_from_teacher(teacher, [0, 3])
+    with torch.no_grad():
+        student.vocab_projector.bias[7] = float("nan")
+    with pytest.raises(InputError, match="the loss became nan by step 1.*lower learning_rate"):
+        distillation.train(make_trainer(student, teacher, recipe, cut, tokenizer, tmp_path))
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_models_that_do_not_fit_are_refused(teacher, tokenizer, cut, recipe, tmp_path):
+    config = models.student_config(teacher.config, 2)
+    config.dim = config.hidden_size = 64
+    wide = models.DistilBertForMaskedLM(config)
+    with pytest.raises(InputError, match="the student is 64 wide, the teacher 32"):
+        make_trainer(wide, teacher, recipe, cut, tokenizer, tmp_path)
+
+
+def test_heldout_losses_of_the_teacher_itself_are_zero_but_for_its_own(teacher, tokenizer, cut, recipe):
+    same = models.student_from_teacher(teacher, range(4))
+    losses = distillation.heldout_losses(
+        same, teacher, data.MaskedBlocks(cut, data.Masking(tokenizer)), recipe, tokenizer.pad_token_id
+    )
+    assert losses["kl_to_teacher"] == pytest.approx(0, abs=1e-6)
+    assert losses["cosine_loss"] == pytest.approx(0, abs=1e-6)
+    assert losses["masked_lm_loss"] > 1
+
+
+def test_heldout_losses_do_not_depend_on_the_batch_size(teacher, tokenizer, cut, recipe):
+    student = models.student_from_teacher(teacher, [0, 3])
+    blocks = data.MaskedBlocks(cut, data.Masking(tokenizer))
+    found = []
+    for size in (1, 7, 40):
+        sized = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, batch_size=size))
+        found.append(distillation.heldout_losses(student, teacher, blocks, sized, tokenizer.pad_token_id))
+    assert found[0] == pytest.approx(found[1], rel=1e-5) and found[0] == pytest.approx(found[2], rel=1e-5)
