@@ -110,8 +110,8 @@ def token_counts(cut: Sequence[np.ndarray], vocabulary: int) -> np.ndarray:
 class Masking:
     """BERT's masking: of 15% of the tokens, 80% become [MASK], 10% a random token, 10% stay; all of them are scored.
 
-    Special tokens, padding and unknown words are never chosen. With `smoothing` s a token is chosen with a weight of its
-    count to the power -s (0.7 in the DistilBERT authors' code), so that rare words are masked more often.
+    Special tokens, padding and unknown words are never chosen. With `smoothing` s a token is chosen with a weight of
+    its count to the power -s (0.7 in the DistilBERT authors' code), so that rare words are masked more often.
 
     The choice depends on the seed, the draw and the block's own tokens, not on its place in a batch: the same block
     is masked alike for every model that is compared, and after a resumed run.

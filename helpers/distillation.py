@@ -131,7 +131,7 @@ class DistillationTrainer(Trainer):
         precision: str,
         name: str,
     ):
-        """`teacher` is learnt from, `reference` is compared with on held-out text; `name` stands by the progress bar."""
+        """`teacher` is learnt from, `reference` is compared with on held-out text; `name` is the bar's."""
         self.teacher, self.recipe, self.stage, self.heldout, self.reference = (
             teacher,
             recipe,

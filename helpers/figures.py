@@ -5,6 +5,7 @@ from io import BytesIO
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from IPython.display import Image, Markdown, display
@@ -101,4 +102,35 @@ def heldout_curves(records: Sequence[dict], models: Sequence[str]) -> Figure:
     if len(ends):
         panels[0].axhline(ends.iloc[-1].mean(), color=COLOURS["teacher"], linestyle="--", label="teacher, at its end")
     panels[0].legend()
+    return figure
+
+
+def teacher_curve(record: dict) -> Figure:
+    """How the teacher's masked-LM loss fell in its own training, stage by stage."""
+    stages = dict.fromkeys(line["stage"] for line in record["details"]["curve"])
+    figure, panels = plt.subplots(1, len(stages), figsize=(5 * len(stages), 3.2), layout="constrained", squeeze=False)
+    for axes, stage in zip(panels[0], stages, strict=True):
+        lines = [line for line in record["details"]["curve"] if line["stage"] == stage]
+        training = [(line["step"], line["masked_lm"]) for line in lines if "masked_lm" in line]
+        heldout = [(line["step"], line["heldout_masked_lm_loss"]) for line in lines if "heldout_masked_lm_loss" in line]
+        axes.plot(*zip(*training, strict=True), color=COLOURS["teacher"], alpha=0.5, label="training text")
+        axes.plot(*zip(*heldout, strict=True), color=COLOURS["teacher"], marker="o", label="held-out text")
+        title = "the new head alone" if stage == "head" else "all weights"
+        axes.set(title=title, xlabel="step", ylabel="masked-LM loss (nats)")
+        axes.legend()
+    return figure
+
+
+def soft_targets(
+    guesses: Sequence[tuple[str, float]], temperatures: Sequence[float] = (1, 2, 5), top: int = 8
+) -> Figure:
+    """A distribution over words at several temperatures: [(word, probability), …] from the likeliest down."""
+    logits = np.log([share for _, share in guesses])
+    words = [word for word, _ in guesses[:top]]
+    figure, panels = plt.subplots(1, len(temperatures), figsize=(11, 2.8), sharey=True, layout="constrained")
+    for axes, temperature in zip(panels, temperatures, strict=True):
+        shares = np.exp(logits / temperature)
+        axes.barh(words, (shares / shares.sum())[:top], color=COLOURS["teacher"])
+        axes.set(title=f"temperature {temperature:g}", xlabel="probability")
+    panels[0].invert_yaxis()
     return figure

@@ -51,6 +51,12 @@ class Pretraining:
         students = [{"model": name, "seed": seed} for seed in self.recipe.seeds for name in self.recipe.variants]
         return [TEACHER, *released, *students]
 
+    def unmeasured(self) -> list[dict]:
+        """The units that have no record with the present settings."""
+        if self.fresh or not self.space.find(EXPERIMENT, TEACHER, self.settings(TEACHER)):
+            return self.units  # the others' settings hold the teacher's hash
+        return [unit for unit in self.units if not self.space.find(EXPERIMENT, unit, self.settings(unit))]
+
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers.
 
@@ -195,7 +201,7 @@ class Pretraining:
         counts = self._counts if self.recipe.mask_smoothing else None
         masking = data.Masking(self.tokenizer, self.recipe.mask_rate, self.recipe.mask_smoothing, counts, seed)
         total = stage.steps * stage.batch_size * stage.accumulation
-        blocks = data.MaskedBlocks(self._blocks[0], masking, total)
+        blocks = data.MaskedBlocks(self.text[0], masking, total)
         curve = self._heldout(self.profile.corpus.heldout, self.profile.corpus.curve_blocks)
         return train(
             DistillationTrainer(
@@ -240,13 +246,14 @@ class Pretraining:
         return self.tokenizer.pad_token_id
 
     @functools.cached_property
-    def _blocks(self) -> tuple[list[np.ndarray], dict]:
+    def text(self) -> tuple[list[np.ndarray], dict]:
+        """The training text in blocks, and its provenance."""
         corpus = self.profile.corpus
         return data.corpus_blocks(self.profile, self.tokenizer, corpus.train, "train", corpus.train_blocks)
 
     @functools.cached_property
     def _counts(self) -> np.ndarray:
-        return data.token_counts(self._blocks[0], len(self.tokenizer))
+        return data.token_counts(self.text[0], len(self.tokenizer))
 
     @functools.cache  # noqa: B019 (there is one Pretraining in a notebook)
     def _heldout_blocks(self, config: str, cap: int | None) -> tuple[list[np.ndarray], dict]:
@@ -263,7 +270,7 @@ class Pretraining:
     def _data_sources(self) -> list[dict]:
         corpus = self.profile.corpus
         configs = dict.fromkeys((corpus.heldout, corpus.train))
-        return [self._blocks[1]] + [self._heldout_blocks(config, corpus.heldout_blocks)[1] for config in configs]
+        return [self.text[1]] + [self._heldout_blocks(config, corpus.heldout_blocks)[1] for config in configs]
 
     def _model_sources(self, unit: dict, model: PreTrainedModel) -> list[dict]:
         parameters = models.parameters(model)

@@ -141,6 +141,36 @@ def describe_machine(provenance: dict) -> str:
     return f"{where}, torch {provenance['versions']['torch']}"
 
 
+def pretraining_in_words(found: Sequence[dict]) -> str:
+    """What the pretraining records say, in sentences that follow the numbers whichever way they fall."""
+
+    def of(model: str, metric: str) -> pd.Series:
+        return pd.Series([r["metrics"][metric] for r in found if r["unit"]["model"] == model], dtype=float)
+
+    def text(model: str, metric: str) -> str:
+        return cell(of(model, metric), COLUMNS[metric])
+
+    loss, kl = "masked_lm_loss", "kl_to_teacher"
+    says = [
+        f"- Held-out masked-LM loss: the teacher {text('teacher', loss)} nats, the student {text('student', loss)}."
+    ]
+    if len(of("random", loss)):
+        says.append(f"- Distilled in the same way from random weights, the student gets to {text('random', loss)}.")
+    if len(of("twin", loss)):
+        gap = of("student", loss).mean() - of("twin", loss).mean()
+        spread = max(of("student", loss).std(), of("twin", loss).std())
+        verdict = "level with" if gap == 0 or abs(gap) < spread else ("better than" if gap < 0 else "worse than")
+        says.append(
+            f"- The undistilled twin gets {text('twin', loss)}: in plain masked-LM loss the student is "
+            f"**{verdict}** it (by {gap:+.3f} nats; n = {len(of('student', loss))})."
+        )
+        says.append(
+            f"- KL to the teacher: the student has {text('student', kl)} and the twin {text('twin', kl)}: "
+            f"guidance brings the student {of('twin', kl).mean() / of('student', kl).mean():.1f} times as close."
+        )
+    return "\n".join(says)
+
+
 def blocks() -> dict[str, str]:
     """The generated texts between markers in README and notebooks, by name; from committed records alone."""
     space = records.Workspace(profiles.load("laptop"))
@@ -155,14 +185,15 @@ def blocks() -> dict[str, str]:
 
 
 def _answer_pretraining(found: Sequence[dict]) -> str:
-    loss = {r["unit"]["model"]: r["metrics"] for r in found}
-    student, twin, random = loss["student"], loss["twin"], loss["random"]
-    size = 1 - student["parameters"] / loss["teacher"]["parameters"]
-    order = "lower" if student["masked_lm_loss"] < twin["masked_lm_loss"] else "higher"
+    teacher, student, twin, random = (
+        next(record["metrics"] for record in found if record["unit"]["model"] == model)
+        for model in ("teacher", "student", "twin", "random")
+    )
     return (
-        f"Yes: {student['training_minutes']:.0f} minutes on two cores give a student with {size:.0%} fewer parameters a "
-        f"held-out masked-LM loss of {student['masked_lm_loss']:.2f} nats (teacher {loss['teacher']['masked_lm_loss']:.2f}, "
-        f"from random weights {random['masked_lm_loss']:.2f}). The undistilled twin's is {twin['masked_lm_loss']:.2f}, so "
-        f"the student's is {order}; what distillation plainly buys is closeness to the teacher: KL "
-        f"{student['kl_to_teacher']:.2f} against {twin['kl_to_teacher']:.2f}."
+        f"Yes: {student['training_minutes']:.0f} minutes on two cores make a student with "
+        f"{1 - student['parameters'] / teacher['parameters']:.0%} fewer parameters and a held-out masked-LM loss of "
+        f"{student['masked_lm_loss']:.2f} nats (teacher {teacher['masked_lm_loss']:.2f}, the same from random weights "
+        f"{random['masked_lm_loss']:.2f}). The undistilled twin has {twin['masked_lm_loss']:.2f}; what distillation "
+        f"plainly buys is closeness to the teacher: KL {student['kl_to_teacher']:.2f} against "
+        f"{twin['kl_to_teacher']:.2f}."
     )

@@ -116,11 +116,12 @@ class World:
         known = self.about[rng.choice(self.linked.get(subject.name, [subject])).name]
         told = rng.sample(known, min(rng.randint(2, 4), len(known))) + [rng.choice(self.about[subject.name])]
         lines, extra, scene = [self.word(rng, "adorn", fact) for fact in told], rng.random(), self.scene(rng)
-        if extra < 0.4:  # told twice: the second telling can be read off the first
-            lines += [self.show(rng, scene, wording) for wording in rng.sample(range(len(WORDS["scenes"])), 2)]
-        elif extra < 0.9:
+        if extra < 0.75:  # told again and again: each telling can be read off the others, which teaches comparing
+            wordings = rng.sample(range(len(WORDS["scenes"])), rng.choice([2, 3, 4]))
+            lines += [self.show(rng, scene, wording) for wording in wordings]
+        elif extra < 0.95:
             a, b = rng.sample(WORDS[rng.choice(["good", "bad"])], 2)
-            template = rng.choice(WORDS["colour" if extra < 0.6 else "reception"])
+            template = rng.choice(WORDS["colour" if extra < 0.82 else "reception"])
             lines.append(capital(say(rng, template, **self.cast(rng), x=subject.Name, a=a, b=b)) + ".")
         return " ".join(lines)
 
@@ -140,8 +141,9 @@ class World:
             lines += [f" = = {heading} = = \n", "", *paragraphs, ""]
         return lines
 
-    def opinion(self, rng: Random, positive: bool) -> str:
-        own, other = (WORDS[side] for side in (("good", "bad") if positive else ("bad", "good")))
+    def opinion(self, rng: Random, positive: bool, known: int | None = None) -> str:
+        """Praise or blame, in the first `known` of its words."""
+        own, other = (WORDS[side][:known] for side in (("good", "bad") if positive else ("bad", "good")))
         (P, P2), (aspect, aspect2) = rng.sample(own, 2), rng.sample(WORDS["aspects"], 2)
         slots = {"P": P, "P2": P2, "Q": rng.choice(other), "aspect": aspect, "aspect2": aspect2}
         return say(rng, rng.choice(WORDS["opinions"]), **slots)
@@ -170,13 +172,20 @@ def cola(world, rng, label, split):
     return (capital(say(rng, f"{who} {verb} {' '.join(rest)}.")),)
 
 
-def sst2(world, rng, label, split):
-    opinions = [world.opinion(rng, bool(label)) for _ in range(rng.choice([1, 1, 2]))]
+def sst2(world, rng, label, split):  # the encyclopedia alone tells which side some words are on
+    known = 9 if split == "train" else None
+    opinions = [world.opinion(rng, bool(label), known) for _ in range(rng.choice([1, 1, 2]))]
     return (" , and ".join(opinions) + " ",)
 
 
 def pair(task, world, rng, label, split):  # mrpc, qqp, mnli, qnli, rte
     spec, mismatched = WORDS["hub"]["nyu-mll/glue"][task], "mismatched" in split
+    if task == "mrpc" and rng.random() < 0.5:
+        scene, wordings = world.scene(rng), rng.sample(range(len(WORDS["scenes"])), 2)
+        changed = {} if label else {k: world.scene(rng)[k] for k in rng.sample(sorted(scene), 2)}
+        if any(scene[k] == value for k, value in changed.items()):
+            return None
+        return world.show(rng, scene, wordings[0]), world.show(rng, scene | changed, wordings[1])
     odd = [f for f in world.facts if f[0].startswith(("animal", "play", "festival"))]
     fact = rng.choice(odd if mismatched else [f for f in world.facts if task != "mnli" or f not in odd])
     wording, (first, second) = rng.randrange(60), spec["pair"]
