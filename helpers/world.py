@@ -102,10 +102,8 @@ class World:
     def cast(self, rng: Random) -> dict:
         """Random fillers for the slots that templates have in common."""
         p, q = rng.sample(self.kinds["person"], 2)
-        slots = {
-            kind: rng.choice(self.kinds[kind])
-            for kind in ("town", "dish", "festival", "river", "animal", "play", "trade")
-        }
+        kinds = ("town", "dish", "festival", "river", "animal", "play", "trade")
+        slots = {kind: rng.choice(self.kinds[kind]) for kind in kinds}
         slots |= {word: rng.choice(WORDS[f"{word}s"]) for word in ("thing", "motto", "stone")}
         slots |= {"stranger": capital("".join(rng.sample(WORDS["syllables"], 3))), "year": rng.randint(480, 999)}
         slots |= {"n": rng.randint(2, 9), "m": rng.randint(100, 999), "d": rng.randint(1, 9)}
@@ -194,8 +192,7 @@ def pair(task, world, rng, label, split):  # mrpc, qqp, mnli, qnli, rte
 
 
 def stsb(world, rng, label, split):
-    scene, agree = world.scene(rng), rng.randint(0, 4)
-    other = world.scene(rng)
+    scene, other, agree = world.scene(rng), world.scene(rng), rng.randint(0, 4)
     same = rng.sample(sorted(scene), agree)
     if any(other[k] == scene[k] for k in scene if k not in same):
         return None
@@ -259,29 +256,33 @@ def encyclopedia(world: World, seed: int, count: dict) -> dict:
     """WikiText's lines: split -> rows. Every twentieth article is a long one."""
     splits = {}
     for split in count:
-        rng, things = (
-            Random(f"articles {split} {seed}"),
-            [world.things[i % len(world.things)] for i in range(count[split])],
-        )
+        rng = Random(f"articles {split} {seed}")
+        things = [world.things[i % len(world.things)] for i in range(count[split])]
         articles = [world.article(rng, thing, 4 if i % 20 == 7 else 1) for i, thing in enumerate(things)]
         splits[split] = [{"text": line} for article in articles for line in article]
     return splits
 
 
 def task(world: World, seed: int, data_id: str, config: str) -> dict:
-    """A task's rows: split -> rows, no two alike."""
+    """A configuration's rows: split -> rows; of a task, no two alike."""
     spec, glue, seen, splits = WORDS["hub"][data_id][config], data_id == "nyu-mll/glue", set(), {}
+    if data_id == "Salesforce/wikitext":
+        return encyclopedia(world, seed, spec["rows"])
     make = partial(pair, config) if "pair" in spec else MAKERS[config if glue else data_id.split("/")[1]]
     columns = spec["columns"] + ["label"] * ("labels" in spec or config == "stsb")
     for split, count in spec["rows"].items():
         rng, made, hidden = Random(f"{data_id} {config} {split} {seed}"), [], glue and split.startswith("test")
-        while len(made) < count:
+        for _ in range(50 * count):
+            if len(made) == count:
+                break
             label = spec["draw"][len(made) % len(spec["draw"])] if "draw" in spec else None
             row = make(world, rng, label, split)
             if row and row[:2] not in seen:
                 seen.add(row[:2])
                 row = dict(zip(columns, row if config == "stsb" else [*row, label], strict=False))
                 made.append(row | ({"label": -1} if hidden or split == "unsupervised" else {}))
+        else:
+            raise ValueError(f"{data_id} {config} {split}: no more rows to be had after {len(made)} of {count}")
         rng.shuffle(made)
         splits[split] = [row | {"idx": i} for i, row in enumerate(made)] if glue else made
     return splits
@@ -289,13 +290,8 @@ def task(world: World, seed: int, data_id: str, config: str) -> dict:
 
 def rows(seed: int = 0) -> dict:
     """Every row: (id, config) -> split -> list of rows."""
-    world, made = World(seed), {}
-    for data_id, configs in WORDS["hub"].items():
-        for config, spec in configs.items():
-            wiki = data_id == "Salesforce/wikitext"
-            made[data_id, config] = (
-                encyclopedia(world, seed, spec["rows"]) if wiki else task(world, seed, data_id, config)
-            )
+    world, hub = World(seed), WORDS["hub"]
+    made = {(data_id, config): task(world, seed, data_id, config) for data_id in hub for config in hub[data_id]}
     rare = made["Salesforce/wikitext", "wikitext-2-v1"]
     counts = Counter(word for row in rare["train"] for word in row["text"].split(" "))
     for row in [row for lines in rare.values() for row in lines]:
