@@ -5,11 +5,9 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from datasets import Dataset, disable_progress_bars, load_dataset
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase
@@ -193,11 +191,3 @@ class Padding:
             )
             batch["attention_mask"][row, :size] = 1
         return {name: torch.from_numpy(values) for name, values in batch.items()}
-
-
-def cloze_probes(profile: Profile) -> list[dict]:
-    """Facts with one word masked: {"prompt", "answer"}, of the mini-world or, for real text, of general knowledge."""
-    if profile.hub == "miniworld":
-        return miniworld.facts()
-    lines = yaml.safe_load(Path(__file__).with_name("cloze.yaml").read_text())
-    return [{"prompt": prompt, "answer": answer} for prompt, answer in lines.items()]

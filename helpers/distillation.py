@@ -169,8 +169,8 @@ class DistillationTrainer(Trainer):
             seed=blocks.masking.seed,
             logging_steps=max(1, stage.steps // 40),
             logging_nan_inf_filter=False,
-            eval_strategy="steps",
-            eval_steps=max(1, stage.steps // stage.evaluations),
+            eval_strategy="steps" if stage.evaluations else "no",
+            eval_steps=max(1, stage.steps // max(stage.evaluations, 1)),
             save_strategy="no",  # saved by the clock, see `log`
             save_total_limit=2,
             disable_tqdm=True,
@@ -239,6 +239,7 @@ class DistillationTrainer(Trainer):
         """The held-out losses, logged with the step for the curves."""
         losses = heldout_losses(self.model, self.reference, self.heldout, self.recipe, self.pad_id)
         self.log({f"heldout_{name}": value for name, value in losses.items()})
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, losses)
         return losses
 
 
@@ -264,7 +265,7 @@ class Progress(TrainerCallback):
 def train(trainer: DistillationTrainer) -> list[dict]:
     """Train to the end, from the last whole checkpoint if a run was cut off; the log, a line each few steps."""
     last = last_checkpoint(Path(trainer.args.output_dir))
-    trainer.args.eval_on_start = last is None
+    trainer.args.eval_on_start = last is None and trainer.stage.evaluations > 0
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     return [line for line in trainer.state.log_history if "train_runtime" not in line]  # Trainer's own summary
 

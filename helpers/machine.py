@@ -7,11 +7,41 @@ from pathlib import Path
 
 import torch
 
-from . import models, records
+from . import InputError, records
 from .profiles import Profile
 
 TELLING = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def device(profile: Profile) -> torch.device:
+    """The device that the profile asks for.
+
+    Raises:
+        InputError: a GPU is asked for and there is none.
+    """
+    if profile.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device = 'cuda', but torch sees no GPU here: set device to auto or cpu")
+    return torch.device("cuda" if torch.cuda.is_available() and profile.device != "cpu" else "cpu")
+
+
+def precision(profile: Profile) -> str:
+    """fp32, bf16 or fp16: what the profile says or else what pays on its device.
+
+    bf16 where the hardware truly has it: a GPU of compute capability 8.0 or more (a T4 emulates it, and
+    `torch.cuda.is_bf16_supported()` says True all the same), a CPU with AVX512_BF16 or AMX. Other GPUs take fp16.
+
+    Raises:
+        InputError: fp16 training is asked for on a CPU, which has no gradient scaling.
+    """
+    on = device(profile)
+    if profile.precision == "fp16" and on.type == "cpu":
+        raise InputError("precision = 'fp16' needs a GPU: set precision to auto, bf16 or fp32")
+    if profile.precision != "auto":
+        return profile.precision
+    if on.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
+    return "bf16" if {"avx512_bf16", "amx_bf16"} & set(records.cpu()["flags"]) else "fp32"
 
 
 def offers(folder: Path) -> dict[str, str]:
@@ -53,10 +83,10 @@ def memory_gb() -> float | None:
 
 def precision_in_words(profile: Profile) -> str:
     """The precision that `profile` takes here, and why."""
-    taken, device = models.precision(profile), models.device(profile).type
+    taken, on = precision(profile), device(profile).type
     if profile.precision != "auto":
         return f"{taken}, as the profile {profile.name} asks for"
-    if device == "cuda":
+    if on == "cuda":
         capability = ".".join(map(str, torch.cuda.get_device_capability()))
         why = "has bf16 in hardware" if taken == "bf16" else "has no bf16 in hardware, but fast fp16"
         return f"{taken}: the GPU, of compute capability {capability}, {why}"
@@ -66,32 +96,32 @@ def precision_in_words(profile: Profile) -> str:
 
 def hardware_precisions(profile: Profile) -> list[str]:
     """The precisions that the device truly has, not those it emulates: fp32, bf16 where real, fp16 on a GPU."""
-    if models.device(profile).type == "cuda":
+    if device(profile).type == "cuda":
         return ["fp32", "fp16"] + (["bf16"] if torch.cuda.get_device_capability()[0] >= 8 else [])
     return ["fp32"] + (["bf16"] if {"avx512_bf16", "amx_bf16"} & set(records.cpu()["flags"]) else [])
 
 
-def matmul_rates(profile: Profile, precision: str, repeats: int = 7) -> list[float]:
+def matmul_rates(profile: Profile, dtype: str, repeats: int = 7) -> list[float]:
     """Rates of one product of two square matrices on the profile's device, in GFLOP/s (2 n³ operations), run by run.
 
     Two runs go before the measured ones. n is 1024 on a processor and 8192 on a GPU, large enough to keep either busy.
     """
-    device = models.device(profile)
-    n = 8192 if device.type == "cuda" else 1024
-    left, right = (torch.randn(n, n, device=device).to(DTYPES[precision]) for _ in range(2))
+    on = device(profile)
+    n = 8192 if on.type == "cuda" else 1024
+    left, right = (torch.randn(n, n, device=on).to(DTYPES[dtype]) for _ in range(2))
     seconds = []
     for _ in range(repeats + 2):
-        _wait(device)
+        _wait(on)
         start = time.perf_counter()
         left @ right
-        _wait(device)
+        _wait(on)
         seconds.append(time.perf_counter() - start)
     return [2 * n**3 / taken / 1e9 for taken in seconds[2:]]
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":  # a GPU works on after the call has returned
-        torch.cuda.synchronize(device)
+def _wait(on: torch.device) -> None:
+    if on.type == "cuda":  # a GPU works on after the call has returned
+        torch.cuda.synchronize(on)
 
 
 def _existing(folder: Path) -> Path:

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import torch
 import transformers
@@ -29,6 +30,9 @@ from transformers import (
 
 from . import InputError, records
 from .profiles import Architecture, Profile
+
+transformers.logging.disable_progress_bar()  # of loading and saving, which take a second
+huggingface_hub.utils.enable_progress_bars()  # of downloads, which that has switched off too
 
 FILES = (
     "config.json",
@@ -56,36 +60,6 @@ HEAD_NAMES = {
 }
 
 
-def device(profile: Profile) -> torch.device:
-    """The device that the profile asks for.
-
-    Raises:
-        InputError: a GPU is asked for and there is none.
-    """
-    if profile.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device = 'cuda', but torch sees no GPU here: set device to auto or cpu")
-    return torch.device("cuda" if torch.cuda.is_available() and profile.device != "cpu" else "cpu")
-
-
-def precision(profile: Profile) -> str:
-    """fp32, bf16 or fp16: what the profile says or else what pays on its device.
-
-    bf16 where the hardware truly has it: a GPU of compute capability 8.0 or more (a T4 emulates it, and
-    `torch.cuda.is_bf16_supported()` says True all the same), a CPU with AVX512_BF16 or AMX. Other GPUs take fp16.
-
-    Raises:
-        InputError: fp16 training is asked for on a CPU, which has no gradient scaling.
-    """
-    on = device(profile)
-    if profile.precision == "fp16" and on.type == "cpu":
-        raise InputError("precision = 'fp16' needs a GPU: set precision to auto, bf16 or fp32")
-    if profile.precision != "auto":
-        return profile.precision
-    if on.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
-    return "bf16" if {"avx512_bf16", "amx_bf16"} & set(records.cpu()["flags"]) else "fp32"
-
-
 def fetch(name: str) -> tuple[Path, dict]:
     """The folder that holds the checkpoint `name` (a Hub id, fetched if need be, or a folder), and its provenance.
 
@@ -104,11 +78,9 @@ def fetch(name: str) -> tuple[Path, dict]:
 
 @functools.cache
 def _snapshot(repo_id: str) -> Path:
-    import huggingface_hub as hub
-
     try:
-        return Path(hub.snapshot_download(repo_id, allow_patterns=FILES))
-    except (hub.errors.RepositoryNotFoundError, hub.errors.HFValidationError):
+        return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=FILES))
+    except (huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.HFValidationError):
         reason = "the Hub has no model of that name (and it is no folder here)"
     except Exception as error:  # no network, a proxy, a server that is down: the library has no one class for these
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -158,7 +130,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def new_bert(shape: Architecture, tokenizer: PreTrainedTokenizerBase, seed: int) -> BertForMaskedLM:
-    """A BERT of the given shape with random weights, for the tokenizer's vocabulary."""
+    """A BERT of the given shape with random weights, for the tokenizer's vocabulary.
+
+    Its positions start as sines (Vaswani et al. 2017), near ones alike: read little, it need not first find out that.
+    """
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -166,9 +141,16 @@ def new_bert(shape: Architecture, tokenizer: PreTrainedTokenizerBase, seed: int)
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         intermediate_size=shape.feed_forward,
+        initializer_range=shape.initializer_range,
+        hidden_dropout_prob=shape.dropout,
+        attention_probs_dropout_prob=shape.dropout,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return BertForMaskedLM(config).eval()
+    model = BertForMaskedLM(config).eval()
+    positions = model.bert.embeddings.position_embeddings.weight.data
+    angles = torch.arange(len(positions))[:, None] / 10_000 ** (torch.arange(0, shape.width, 2) / shape.width)
+    positions.copy_(shape.initializer_range * torch.stack([angles.sin(), angles.cos()], -1).flatten(1))
+    return model
 
 
 @torch.no_grad()

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from . import InputError, data, miniworld, models, records
+from . import InputError, cloze, data, machine, miniworld, models, records
 from .distillation import DistillationTrainer, heldout_losses, train
 from .profiles import Profile, Training, as_settings
 
@@ -36,7 +35,7 @@ class Pretraining:
             InputError: a device or precision that isn't to be had here; layers that the teacher doesn't have.
         """
         self.profile, self.space, self.fresh, self.recipe = profile, space, fresh, profile.distillation
-        self.device, self.precision = models.device(profile), models.precision(profile)
+        self.device, self.precision = machine.device(profile), machine.precision(profile)
         self.made: set[Path] = set()  # checkpoints made by this run
         if profile.threads:
             torch.set_num_threads(profile.threads)
@@ -91,7 +90,7 @@ class Pretraining:
         teacher = None if unit == TEACHER else self.teacher
         corpus = self.profile.corpus
         metrics = self._heldout_losses(model, teacher, corpus.heldout, corpus.heldout_blocks)
-        metrics["cloze_accuracy"] = self.cloze_accuracy(model)
+        metrics["cloze_accuracy"] = cloze.accuracy(model, self.tokenizer, cloze.probes(self.profile))
         if corpus.train != corpus.heldout:
             other = self._heldout_losses(model, None, corpus.train, corpus.heldout_blocks)
             metrics["masked_lm_loss_on_training_corpus"] = other["masked_lm_loss"]
@@ -143,12 +142,6 @@ class Pretraining:
             return miniworld.tokenizer(miniworld.write(data.WORLD))
         return models.load_tokenizer(self.profile.teacher)
 
-    def cloze_accuracy(self, model: PreTrainedModel) -> float:
-        """Share of the cloze probes whose answer is the model's first guess."""
-        probes = data.cloze_probes(self.profile)
-        guesses = fill_mask(model, self.tokenizer, [probe["prompt"] for probe in probes], top=1)
-        return float(np.mean([guess[0][0] == probe["answer"] for guess, probe in zip(guesses, probes, strict=True)]))
-
     def estimated_minutes(self, unit: dict) -> float:
         """About how long the unit's training takes here, from a few steps at full size on random weights."""
         teacher = self._blank_teacher().to(self.device)
@@ -156,7 +149,7 @@ class Pretraining:
         model, guide = (teacher, None) if unit == TEACHER else (student, None if unit["model"] == "twin" else teacher)
         minutes = 0.0
         for stage in self._stages(unit):
-            trial = dataclasses.replace(stage, steps=3, accumulation=1, evaluations=1)
+            trial = dataclasses.replace(stage, steps=3, accumulation=1, evaluations=0)
             with tempfile.TemporaryDirectory() as folder:
                 log = self._run(model, guide, None, trial, 0, Path(folder), title="")
             seconds = [line["seconds"] for line in log if "seconds" in line][1:]  # the first one warms up
@@ -304,27 +297,6 @@ class Pretraining:
 
     def _revision(self, name: str) -> str | None:
         return None if name == "miniworld" else models.fetch(name)[1]["revision"]
-
-
-@torch.no_grad()
-def fill_mask(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], top: int = 5
-) -> list[list[tuple[str, float]]]:
-    """The `top` likeliest tokens for the [MASK] in each prompt, with their probabilities.
-
-    Raises:
-        InputError: a prompt that has not exactly one [MASK].
-    """
-    for prompt in prompts:
-        if prompt.count("[MASK]") != 1:
-            raise InputError(f"{prompt!r}: expected exactly one [MASK]")
-    texts = [prompt.replace("[MASK]", tokenizer.mask_token) for prompt in prompts]
-    batch = tokenizer(texts, padding=True, return_tensors="pt").to(model.device)
-    hidden = models.encode(model, batch["input_ids"], batch["attention_mask"])
-    logits: Tensor = models.vocabulary_logits(model, hidden[batch["input_ids"] == tokenizer.mask_token_id])
-    shares, tokens = logits.float().softmax(-1).topk(top)
-    words = [tokenizer.convert_ids_to_tokens(row) for row in tokens.tolist()]
-    return [list(zip(*pair, strict=True)) for pair in zip(words, shares.tolist(), strict=True)]
 
 
 def _without(settings: dict, key: str) -> dict:

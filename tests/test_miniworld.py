@@ -13,22 +13,22 @@ from helpers import InputError, miniworld
 from helpers.world import rows
 
 PINNED = {
-    "Salesforce/wikitext wikitext-2-raw-v1": "4fee22b51db3cc29",
-    "Salesforce/wikitext wikitext-2-v1": "4e7f37baaba2166c",
+    "Salesforce/wikitext wikitext-2-raw-v1": "120b3786d284d9e1",
+    "Salesforce/wikitext wikitext-2-v1": "123c48e3c4724a27",
     "openai/gsm8k main": "c9b645b11d3968c8",
-    "rajpurkar/squad plain_text": "bc74a85649de450a",
+    "rajpurkar/squad plain_text": "42accc73852e53c8",
     "stanfordnlp/imdb plain_text": "c52ebb99818d892b",
-    "nyu-mll/glue cola": "c685d89f3fb4a586",
-    "nyu-mll/glue sst2": "4bfbacfe01a39777",
-    "nyu-mll/glue stsb": "51e73db48feb0374",
+    "nyu-mll/glue cola": "2a597003f0ed231f",
+    "nyu-mll/glue sst2": "f2be72869418c184",
+    "nyu-mll/glue stsb": "a1595131b78cee22",
     "nyu-mll/glue wnli": "f69fd76296cae20d",
-    "nyu-mll/glue mrpc": "5ba78316a48ef2d0",
-    "nyu-mll/glue qqp": "78ab22146409a8c6",
-    "nyu-mll/glue mnli": "c3cee6c6b8100f69",
-    "nyu-mll/glue qnli": "e7896c05c61644bd",
-    "nyu-mll/glue rte": "af522d56ed3396d5",
+    "nyu-mll/glue mrpc": "b40dde2f948f8781",
+    "nyu-mll/glue qqp": "34c7456a46034a09",
+    "nyu-mll/glue mnli": "823e5e9dc37c0aa6",
+    "nyu-mll/glue qnli": "1cdc137a15912c55",
+    "nyu-mll/glue rte": "4f84ff719391af47",
 }
-VOCABULARY = "54e948185fd2cda6"
+VOCABULARY = "2ed311b5e336041e"
 LABELS = {
     "cola": ["unacceptable", "acceptable"],
     "sst2": ["negative", "positive"],
@@ -101,7 +101,6 @@ def test_loads_with_the_hubs_schema(folder, made, data_id, config):
         pytest.skip(f"{data_id} {config} is not to be had at {os.environ['HF_ENDPOINT']}")
     real = load_dataset(data_id, config)
     assert {split: real[split].features for split in real} == {split: loaded[split].features for split in real}
-    assert [split for split in loaded if split in real] == list(real)
 
 
 def test_another_world_is_not_taken_from_the_cache(folder, tmp_path):
@@ -172,7 +171,7 @@ def test_labels_are_balanced(made, config):
         counts = Counter(row["label"] for row in made["nyu-mll/glue", config][split])
         shares = sorted(count / counts.total() for count in counts.values())
         assert len(counts) == len(LABELS[config])
-        assert shares[0] >= (0.32 if len(counts) > 2 or config == "mrpc" else 0.39)
+        assert shares[0] >= (0.32 if len(counts) > 2 else 0.39)
 
 
 def test_stsb_scores_fill_the_scale(made):

@@ -13,7 +13,7 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from helpers import InputError, models, profiles, records
+from helpers import InputError, machine, models, profiles, records
 
 
 @pytest.fixture
@@ -146,21 +146,21 @@ def test_precision_goes_by_what_the_hardware_truly_has(monkeypatch):
     profile = profiles.load("t4", {"device": "cpu"})
     for flags, expected in ((["avx512_bf16"], "bf16"), (["amx_bf16"], "bf16"), (["avx2"], "fp32")):
         monkeypatch.setattr(records, "cpu", lambda flags=flags: {"model": "", "flags": flags})
-        assert models.precision(profile) == expected
+        assert machine.precision(profile) == expected
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)  # as a T4 answers
     for capability, expected in (((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda c=capability: c)
-        assert models.precision(profiles.load("t4")) == expected
+        assert machine.precision(profiles.load("t4")) == expected
     with pytest.raises(InputError, match="fp16"):
-        models.precision(profiles.load("t4", {"device": "cpu", "precision": "fp16"}))
+        machine.precision(profiles.load("t4", {"device": "cpu", "precision": "fp16"}))
 
 
 def test_a_gpu_that_is_not_there_is_refused():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     with pytest.raises(InputError, match="torch sees no GPU"):
-        models.device(profiles.load("t4", {"device": "cuda"}))
+        machine.device(profiles.load("t4", {"device": "cuda"}))
 
 
 def test_config_of_a_checkpoint_says_what_it_is(teacher, tokenizer, tmp_path):

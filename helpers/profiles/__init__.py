@@ -57,6 +57,8 @@ class Architecture:
     width: Positive
     heads: Positive
     feed_forward: Positive
+    initializer_range: Rate = 0.02  # BERT's, made for a width of 768; a narrow model needs more to start learning
+    dropout: Share = 0.1
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -69,7 +71,7 @@ class Training:
     learning_rate: Rate
     warmup: Share = 0.05  # share of the steps
     clip: Rate = 5.0  # largest norm of the gradient
-    evaluations: Positive = 5  # times the held-out curve is measured on the way
+    evaluations: Count = 5  # times the held-out curve is measured on the way
     save_minutes: Rate = 5.0  # a checkpoint to resume from at least this often
 
 

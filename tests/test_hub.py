@@ -1,0 +1,60 @@
+"""Real checkpoints and data by their Hub ids; skipped where no Hub is served to the tests."""
+
+import os
+
+import pytest
+import torch
+
+from helpers import InputError, data, models, pretraining, profiles, records
+
+pytestmark = pytest.mark.skipif("HF_ENDPOINT" not in os.environ, reason="HF_ENDPOINT is not set: no Hub to load from")
+FEW = {"corpus.train_blocks": 20, "corpus.heldout_blocks": 4, "corpus.curve_blocks": 2}
+
+
+def test_a_checkpoint_without_a_head_is_recognised_and_its_revision_known():
+    model, tokenizer, source = models.load_masked_lm("sentence-transformers/all-MiniLM-L6-v2")
+    assert not source["head"] and source["weights"] == "pretrained" and len(source["revision"]) == 40
+    assert model.dtype == torch.float32 and len(tokenizer) == 30_522
+    with pytest.raises(InputError, match="has no masked-LM head: give it one in teacher_training"):
+        profile = profiles.load("laptop", FEW | {"teacher_training": {}})
+        pretraining.Pretraining(profile, records.Workspace(profile)).teacher  # noqa: B018
+
+
+def test_a_part_of_a_data_set_is_marked():
+    profile = profiles.load("laptop")
+    _, whole = data.load(profile, "Salesforce/wikitext", "wikitext-2-v1", "train")
+    assert whole["rows"] == {"train": 36_718} and whole["partial"] is False and whole["revision"]
+    dataset, part = data.load(profile, "Salesforce/wikitext", "wikitext-2-raw-v1", "train")
+    assert part["partial"] is (len(dataset) < 36_718)
+
+
+def test_what_the_hub_does_not_have_is_refused():
+    with pytest.raises(InputError, match="'nobody/nothing': the Hub has no model of that name"):
+        models.fetch("nobody/nothing")
+    with pytest.raises(InputError, match="'nobody/nothing'"):
+        data.load(profiles.load("laptop"), "nobody/nothing", "main", "train")
+
+
+def test_unknown_words_are_never_masked():
+    profile = profiles.load("laptop", FEW)
+    tokenizer = models.load_tokenizer(profile.teacher)
+    blocks, _ = data.corpus_blocks(profile, tokenizer, "wikitext-2-v1", "train", cap=200)
+    masking = data.Masking(tokenizer)
+    assert sum((block == tokenizer.unk_token_id).sum() for block in blocks) > 100
+    for block in blocks:
+        assert (masking(block)[1] != tokenizer.unk_token_id).all()
+
+
+def test_two_steps_of_t4_at_full_size(tmp_path):
+    """BERT-base to six layers, as on a T4, on the CPU: the sizes, and a step of the triple loss."""
+    settings = FEW | {"distillation.training.steps": 2, "distillation.training.batch_size": 2, "device": "cpu"}
+    settings |= {"distillation.training.accumulation": 2, "distillation.variants": ["student"]}
+    profile = profiles.load("t4", settings | {"corpus.block_length": 32, "distillation.training.evaluations": 1})
+    space = records.Workspace(profile, str(tmp_path))
+    made = pretraining.Pretraining(profile, space)
+    measured = made.measure({"model": "student", "seed": 0})
+    assert measured.metrics["parameters"] == 66_985_530 and made.layers == [0, 2, 4, 7, 9, 11]
+    random = measured.models[0]["revision"].startswith(records.RANDOM_REVISION)
+    assert space.name == ("t4-random" if random else "t4")
+    assert measured.models[0]["weights"] == ("random" if random else "pretrained")
+    assert models.parameters(made.teacher) == 109_514_298

@@ -1,0 +1,134 @@
+"""The notebooks as their readers meet them: alike in anatomy, lean, and run end to end by the command."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+
+from helpers import REPOSITORY, ROOT, profiles, series
+
+SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TINY = {
+    "corpus.train_blocks": 200,
+    "corpus.heldout_blocks": 40,
+    "corpus.curve_blocks": 8,
+    "teacher_training.whole.steps": 8,
+    "distillation.training.steps": 8,
+    "distillation.seeds": "[0,1]",
+}
+
+
+def cells(path: Path, kind: str) -> list:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def tagged(path: Path, tag: str) -> str:
+    (cell,) = [cell for cell in cells(path, "code") if tag in cell.metadata.get("tags", [])]
+    return cell.source
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_anatomy(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert "series" in notebook.metadata
+    code, prose = cells(path, "code"), cells(path, "markdown")
+    assert not any(cell.outputs or cell.execution_count for cell in code), "sources carry no outputs"
+    assert 35 <= len(notebook.cells) <= 60
+    assert 1000 <= sum(len(cell.source.split()) for cell in prose) <= 2000
+    assert max(len(cell.source.splitlines()) for cell in code) <= 25
+    text = "\n".join(cell.source for cell in prose)
+    assert f"github/{REPOSITORY}/blob/main/notebooks/{path.name}" in prose[0].source
+    assert f"<!-- begin answer-{path.stem[:2]} -->" in prose[0].source
+    for heading in ("## What this doesn't show", "## Exercises", "**Next:**"):
+        assert heading in text
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_the_parameters_are_flat_literals_with_a_comment_each(path):
+    source = tagged(path, "parameters")
+    for line in source.splitlines():
+        name, _, rest = line.partition(" = ")
+        value, _, comment = rest.partition("  # ")
+        assert name.isidentifier() and comment, line
+        ast.literal_eval(value)
+    assert {"profile", "overrides", "fresh", "store"} <= series.read(path).parameters
+    assert not {name for name in series.read(path).parameters if profiles.is_key(name)}, "a profile's key hides it"
+
+
+def test_the_set_up_cell_is_the_same_everywhere():
+    assert len({tagged(path, "setup") for path in SOURCES}) == 1
+    assert REPOSITORY in tagged(SOURCES[0], "setup")
+
+
+def test_links_between_notebooks_lead_to_the_series():
+    for path in SOURCES:
+        for target in re.findall(r"\]\((\d\d_\w+\.ipynb)\)", path.read_text()):
+            assert (path.parent / target).exists() or target == "02_glue.ipynb", f"{path.name}: {target}"
+
+
+def run_series(store: Path, *options: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "helpers.run", "--set", f"store={store}"]
+    for key, value in TINY.items():
+        command += ["--set", f"{key}={value}"]
+    return subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=400, env=os.environ)
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory) -> Path:
+    """The whole series on the mini-world, a few steps a model, by the command that users run."""
+    store = tmp_path_factory.mktemp("series")
+    done = run_series(store)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return store
+
+
+def test_the_series_makes_records_tables_and_figures(executed):
+    made = {path.relative_to(executed).as_posix() for path in executed.rglob("*") if path.is_file()}
+    assert len([path for path in made if path.startswith("results/mini/records/distillation/")]) == 7
+    for name in ("01_pretraining.csv", "01_pretraining.md", "01_cloze.csv", "01_size.csv", "00_claims.csv"):
+        assert f"results/mini/tables/{name}" in made
+    for name in ("01_teacher", "01_soft_targets", "01_loss_terms", "01_heldout", "00_published_glue"):
+        assert f"figures/mini/{name}.png" in made
+    for path in SOURCES:
+        assert f"results/mini/notebooks/{path.name}" in made and f"results/mini/report/{path.stem}.html" in made
+
+
+def test_the_executed_notebooks_can_be_read_anywhere(executed):
+    for path in (executed / "results/mini/notebooks").glob("*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+        assert "widgets" not in notebook.metadata and path.stat().st_size < 1_000_000
+        assert str(ROOT) not in path.read_text()
+        errors = [o for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "error"]
+        assert not errors
+        noise = [o.text for cell in notebook.cells for o in cell.get("outputs", []) if o.get("name") == "stderr"]
+        assert not noise, noise
+    for page in (executed / "results/mini/report").glob("*.html"):
+        soup = BeautifulSoup(page.read_text(), "html.parser")
+        assert not soup.select("script, link[rel=stylesheet], img[src^=http]")
+        assert all(image.get("alt", "").strip() for image in soup.select("img")), page.name
+    assert (
+        soup is not None and "<math" in (executed / "results/mini/report/01_pretraining_distillation.html").read_text()
+    )
+
+
+def test_a_second_run_measures_nothing_again(executed):
+    before = {path: path.stat().st_mtime_ns for path in (executed / "results/mini/records").rglob("*.json")}
+    start = time.monotonic()
+    done = run_series(executed, "--only", "01")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing measured again" in done.stdout and time.monotonic() - start < 60
+    assert {path: path.stat().st_mtime_ns for path in (executed / "results/mini/records").rglob("*.json")} == before
+
+
+def test_the_generated_text_is_not_stale():
+    done = subprocess.run([sys.executable, "-m", "helpers.run", "--fill", "--check"], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
