@@ -78,20 +78,20 @@ def _draw(axes: plt.Axes, runs: pd.DataFrame, model: str) -> None:
 
 def loss_terms(records: Sequence[dict], models: Sequence[str]) -> Figure:
     """The terms of the training loss against steps, a panel a term."""
-    figure, panels = plt.subplots(1, len(TERMS), figsize=(11, 3.2), layout="constrained")
+    figure, panels = plt.subplots(1, len(TERMS), figsize=(10, 3.4), layout="constrained")
     for axes, (term, title) in zip(panels, TERMS.items(), strict=True):
         for model in models:
             runs = curve(records, model, term)
             if len(runs):
                 _draw(axes, runs, model)
         axes.set(title=title, xlabel="step", ylabel="mean over its positions", ylim=(0, None))
-    panels[1].legend()
+    figure.legend(*panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
 def heldout_curves(records: Sequence[dict], models: Sequence[str]) -> Figure:
     """Held-out losses against steps, a panel a loss; the teacher's masked-LM loss, where it ended, as a dashed line."""
-    figure, panels = plt.subplots(1, len(HELDOUT), figsize=(11, 3.2), layout="constrained")
+    figure, panels = plt.subplots(1, len(HELDOUT), figsize=(10, 3.4), layout="constrained")
     for axes, (value, title) in zip(panels, HELDOUT.items(), strict=True):
         for model in models:
             runs = curve(records, model, value)
@@ -101,7 +101,7 @@ def heldout_curves(records: Sequence[dict], models: Sequence[str]) -> Figure:
     ends = curve(records, "teacher", "heldout_masked_lm_loss")
     if len(ends):
         panels[0].axhline(ends.iloc[-1].mean(), color=COLOURS["teacher"], linestyle="--", label="teacher, at its end")
-    panels[0].legend()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
@@ -127,7 +127,7 @@ def soft_targets(
     """A distribution over words at several temperatures: [(word, probability), …] from the likeliest down."""
     logits = np.log([share for _, share in guesses])
     words = [word for word, _ in guesses[:top]]
-    figure, panels = plt.subplots(1, len(temperatures), figsize=(11, 2.8), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(1, len(temperatures), figsize=(10, 2.6), sharey=True, layout="constrained")
     for axes, temperature in zip(panels, temperatures, strict=True):
         shares = np.exp(logits / temperature)
         axes.barh(words, (shares / shares.sum())[:top], color=COLOURS["teacher"])

@@ -90,7 +90,7 @@ class Pretraining:
         teacher = None if unit == TEACHER else self.teacher
         corpus = self.profile.corpus
         metrics = self._heldout_losses(model, teacher, corpus.heldout, corpus.heldout_blocks)
-        metrics["cloze_accuracy"] = cloze.accuracy(model, self.tokenizer, cloze.probes(self.profile))
+        metrics["cloze_accuracy"] = float(np.mean(cloze.knows(model, self.tokenizer, cloze.probes(self.profile))))
         if corpus.train != corpus.heldout:
             other = self._heldout_losses(model, None, corpus.train, corpus.heldout_blocks)
             metrics["masked_lm_loss_on_training_corpus"] = other["masked_lm_loss"]

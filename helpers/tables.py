@@ -74,7 +74,7 @@ def summary(found: Sequence[dict], metrics: Sequence[str]) -> pd.DataFrame:
     for metric in metrics:
         column = COLUMNS[metric]
         rivals = {name: means[name][metric] for name in names if metric in means[name] and name != "teacher"}
-        if column.best and len(rivals) > 1:
+        if column.best and len(set(rivals.values())) > 1:
             best = column.best(rivals, key=rivals.get)
             rows[best][column.header] = f"**{rows[best][column.header]}**"
     return pd.DataFrame(rows).T.rename(index=MODELS).rename_axis("model")
