@@ -126,6 +126,18 @@ def test_a_checkpoint_that_is_gone_is_remade_and_its_record_stays(finished, tmp_
     assert {path: path.stat().st_mtime_ns for path in again.space.records.rglob("*.json")} == before
 
 
+def test_a_folder_can_be_the_teacher(finished, tmp_path):
+    made, _ = finished
+    folder = made.checkpoint(pretraining.TEACHER)
+    overrides = {key: value for key, value in TINY.items() if not key.startswith("teacher_training")}
+    profile = profiles.load("mini", overrides | {"teacher": str(folder), "teacher_training": {}})
+    space = records.Workspace(profile, str(tmp_path))
+    found = run(pretraining.Pretraining(profile, space), [pretraining.TEACHER, {"model": "student", "seed": 0}])
+    assert found[0]["metrics"]["masked_lm_loss"] == finished[1][0]["metrics"]["masked_lm_loss"]
+    assert without_times(found[1])["metrics"] == without_times(finished[1][1])["metrics"]
+    assert found[1]["settings"]["teacher"] == models.file_hash(folder)
+
+
 def test_fresh_measures_again(finished, tmp_path):
     store = tmp_path / "store"
     shutil.copytree(finished[0].space.results.parent.parent, store)
