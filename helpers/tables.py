@@ -137,6 +137,12 @@ def data_note(found: Sequence[dict]) -> str:
     )
 
 
+def positions_note(found: Sequence[dict]) -> str:
+    """At which tokens the students of these records were compared with their teacher."""
+    where = {record["settings"]["recipe"].get("positions") for record in found} - {None}
+    return f"KL is over {' or '.join(sorted(where))} tokens, cosine over all."
+
+
 def describe_machine(provenance: dict) -> str:
     """Processor or GPU, threads and torch version of one record."""
     where = provenance["gpu"]["name"] if provenance["gpu"] else f"{provenance['cpu']}, {provenance['threads']} threads"
@@ -162,9 +168,10 @@ def pretraining_in_words(found: Sequence[dict]) -> str:
         gap = of("student", loss).mean() - of("twin", loss).mean()
         spread = max(of("student", loss).std(), of("twin", loss).std())
         verdict = "level with" if gap == 0 or abs(gap) < spread else ("better than" if gap < 0 else "worse than")
+        how_sure = "over seeds" if len(of("student", loss)) > 1 else "in this one run, whose spread is not known"
         says.append(
             f"- The undistilled twin gets {text('twin', loss)}: in plain masked-LM loss the student is "
-            f"**{verdict}** it (by {gap:+.3f} nats; n = {len(of('student', loss))})."
+            f"**{verdict}** it (by {gap:+.3f} nats {how_sure})."
         )
         says.append(
             f"- KL to the teacher: the student has {text('student', kl)} and the twin {text('twin', kl)}: "
@@ -183,7 +190,8 @@ def blocks() -> dict[str, str]:
         nothing = f"{NOTHING} (no committed records yet; run 01 with the profile `laptop`)"
         return texts | {"answer-01": nothing, "results-01": nothing}
     metrics = ("masked_lm_loss", "kl_to_teacher", "cosine_loss", "cloze_accuracy", "parameters", "training_minutes")
-    shown = Shown(summary(found, metrics), f"Profile `laptop`, pretraining on WikiText-2. {data_note(found)}")
+    caption = f"Profile `laptop`, pretraining on WikiText-2. {positions_note(found)} {data_note(found)}"
+    shown = Shown(summary(found, metrics), caption)
     return texts | {"answer-01": _answer_pretraining(found), "results-01": shown._repr_markdown_()}
 
 
