@@ -244,13 +244,14 @@ class DistillationTrainer(Trainer):
 
 
 class Progress(TrainerCallback):
-    """One plain progress bar, which reads well in a saved page too."""
+    """One plain progress bar, which reads well in a saved page too; none for a training without a name."""
 
     def __init__(self, name: str):
         self.name = name
 
     def on_train_begin(self, args, state, control, **_):
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.name, unit="step", file=sys.stdout)
+        place = {"total": state.max_steps, "initial": state.global_step}
+        self.bar = tqdm(**place, desc=self.name, unit="step", file=sys.stdout, disable=not self.name)
 
     def on_log(self, args, state, control, logs=None, **_):
         self.bar.update(state.global_step - self.bar.n)

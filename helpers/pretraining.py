@@ -62,11 +62,7 @@ class Pretraining:
         Raises:
             InputError: a student's teacher has not been made yet.
         """
-        settings = {
-            "version": VERSION,
-            "precision": self.precision,
-            "corpus": as_settings(self.profile.corpus),
-        }
+        settings = {"version": VERSION, "precision": self.precision, "corpus": as_settings(self.profile.corpus)}
         if self.profile.hub == "miniworld":
             settings["world"] = miniworld.VERSION
         if unit == TEACHER:
