@@ -1,4 +1,4 @@
-"""The triple loss, the trainer that minimises it, and the pretraining experiment that compares what it makes.
+"""The triple loss and the trainer that minimises it.
 
 Source: Sanh, Debut, Chaumond, Wolf (2019), DistilBERT, section 3; where the paper is silent, the authors' code.
 """

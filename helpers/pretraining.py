@@ -169,7 +169,7 @@ class Pretraining:
             model = models.student_from_teacher(teacher, self.layers)
         model.to(self.device)
         for number, stage in enumerate(self._stages(unit)):
-            head_alone = unit == TEACHER and stage == self.profile.teacher_training.head
+            head_alone = unit == TEACHER and stage is self.profile.teacher_training.head
             model.base_model.requires_grad_(not head_alone)
             title = f"{name}, seed {seed}{': the new head' if head_alone else ''}"
             guide = None if name == "twin" else teacher
