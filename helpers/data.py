@@ -18,11 +18,34 @@ from .profiles import Profile
 disable_progress_bars()  # conversion takes a second; downloads keep their own bars
 
 OFFICIAL_ROWS = {  # of the Hub's data sets, so that a part is never taken for the whole
+    ("nyu-mll/glue", "cola"): {"train": 8_551, "validation": 1_043},
+    ("nyu-mll/glue", "sst2"): {"train": 67_349, "validation": 872},
+    ("nyu-mll/glue", "mrpc"): {"train": 3_668, "validation": 408},
+    ("nyu-mll/glue", "qqp"): {"train": 363_846, "validation": 40_430},
+    ("nyu-mll/glue", "stsb"): {"train": 5_749, "validation": 1_500},
+    ("nyu-mll/glue", "mnli"): {"train": 392_702, "validation_matched": 9_815, "validation_mismatched": 9_832},
+    ("nyu-mll/glue", "qnli"): {"train": 104_743, "validation": 5_463},
+    ("nyu-mll/glue", "rte"): {"train": 2_490, "validation": 277},
+    ("nyu-mll/glue", "wnli"): {"train": 635, "validation": 71},
+    ("rajpurkar/squad", "plain_text"): {"train": 87_599, "validation": 10_570},
+    ("stanfordnlp/imdb", "plain_text"): {"train": 25_000, "test": 25_000},
     ("Salesforce/wikitext", "wikitext-2-v1"): {"train": 36_718, "validation": 3_760, "test": 4_358},
     ("Salesforce/wikitext", "wikitext-2-raw-v1"): {"train": 36_718, "validation": 3_760, "test": 4_358},
 }
+GLUE = {  # the columns that hold each task's one or two texts
+    "cola": ("sentence",),
+    "sst2": ("sentence",),
+    "mrpc": ("sentence1", "sentence2"),
+    "qqp": ("question1", "question2"),
+    "stsb": ("sentence1", "sentence2"),
+    "mnli": ("premise", "hypothesis"),
+    "qnli": ("question", "sentence"),
+    "rte": ("sentence1", "sentence2"),
+    "wnli": ("sentence1", "sentence2"),
+}
 WORLD = ROOT / ".data" / f"miniworld-{miniworld.VERSION}"
 IGNORED = -100  # the label of a position that is not scored
+UNLIKELY = -1e4  # a logit that no answer begins or ends with; fp16 can hold it
 
 
 def load(profile: Profile, data_id: str, config: str, split: str) -> tuple[Dataset, dict]:
@@ -47,13 +70,32 @@ def load(profile: Profile, data_id: str, config: str, split: str) -> tuple[Datas
     return dataset, source | {"partial": official is not None and len(dataset) < official}
 
 
+def sample(profile: Profile, data_id: str, config: str, split: str, rows: int | None = None) -> tuple[Dataset, dict]:
+    """`load`, or where there are more than `rows`, so many of them: drawn once, alike for every model and seed."""
+    dataset, source = load(profile, data_id, config, split)
+    if rows is not None and rows < len(dataset):
+        chosen = np.sort(np.random.default_rng(0).choice(len(dataset), rows, replace=False))
+        source = source | {"capped": {split: f"{rows:,} of {len(dataset):,} {split} rows"}}
+        dataset = dataset.select(chosen)
+    return dataset, source
+
+
 def download(profile: Profile) -> list[str]:
     """Fetch every data set of the profile, so that a later run needs no network; what was fetched, a line each."""
     corpus, lines = profile.corpus, []
-    for config, split in ((corpus.train, "train"), (corpus.heldout, "validation")):
-        _, source = load(profile, corpus.id, config, split)
+    wanted = [(corpus.id, corpus.train, "train"), (corpus.id, corpus.heldout, "validation")]
+    wanted += [("nyu-mll/glue", task, split) for task in profile.glue.tasks for split in ("train", *dev_splits(task))]
+    wanted += [("stanfordnlp/imdb", "plain_text", split) for split in ("train", "test")]
+    wanted += [("rajpurkar/squad", "plain_text", split) for split in ("train", "validation")]
+    for data_id, config, split in wanted:
+        _, source = load(profile, data_id, config, split)
         lines.append(f"{source['id']} {config} {split}: {source['rows'][split]:,} rows")
     return lines
+
+
+def dev_splits(task: str) -> list[str]:
+    """The splits that a GLUE task is measured on; the first one counts."""
+    return ["validation_matched", "validation_mismatched"] if task == "mnli" else ["validation"]
 
 
 def articles(lines: Sequence[str], unknown: str = "[UNK]") -> Iterator[str]:
@@ -173,21 +215,26 @@ def _order(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 class Padding:
-    """Puts examples of unequal length together: [batch, longest] tensors, padded labels ignored."""
+    """Puts examples of unequal length together: [batch, longest] tensors for what goes by token, [batch] for the rest.
 
-    def __init__(self, pad_id: int):
-        self.pad_id = pad_id
+    `fill` names what goes by token, with the value that fills up a shorter example; `length`: pad to this one always.
+    """
 
-    def __call__(self, examples: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-        longest = max(len(example["input_ids"]) for example in examples)
-        batch = {"input_ids": np.full((len(examples), longest), self.pad_id, dtype=np.int64)}
-        batch["attention_mask"] = np.zeros((len(examples), longest), dtype=np.int64)
-        batch["labels"] = np.full((len(examples), longest), IGNORED, dtype=np.int64)
-        for row, example in enumerate(examples):
-            size = len(example["input_ids"])
-            batch["input_ids"][row, :size], batch["labels"][row, :size] = (
-                example["input_ids"],
-                example["labels"],
-            )
-            batch["attention_mask"][row, :size] = 1
-        return {name: torch.from_numpy(values) for name, values in batch.items()}
+    def __init__(self, pad_id: int, length: int | None = None):
+        self.fill = {"input_ids": pad_id, "attention_mask": 0, "token_type_ids": 0, "labels": IGNORED}
+        self.fill |= {"teacher_start": UNLIKELY, "teacher_end": UNLIKELY}
+        self.length = length
+
+    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
+        examples = [{"attention_mask": np.ones_like(example["input_ids"])} | example for example in examples]
+        longest = self.length or max(len(example["input_ids"]) for example in examples)
+        batch = {}
+        for name, first in examples[0].items():
+            if np.ndim(first) and name in self.fill:
+                rows = np.full((len(examples), longest), self.fill[name], dtype=np.asarray(first).dtype)
+                for row, example in zip(rows, examples, strict=True):
+                    row[: len(example[name])] = example[name]
+            else:
+                rows = np.stack([example[name] for example in examples])
+            batch[name] = torch.from_numpy(rows)
+        return batch

@@ -3,10 +3,7 @@
 Source: Sanh, Debut, Chaumond, Wolf (2019), DistilBERT, section 3; where the paper is silent, the authors' code.
 """
 
-import json
 import math
-import shutil
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from . import InputError, data, models
 from .profiles import Distillation, Training
+from .training import Report, Watch, arguments, last_checkpoint
 
 
 def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -129,9 +126,8 @@ class DistillationTrainer(Trainer):
         pad_id: int,
         folder: Path,
         precision: str,
-        name: str,
     ):
-        """`teacher` is learnt from, `reference` is compared with on held-out text; `name` is the bar's."""
+        """`teacher` is learnt from, `reference` is compared with on held-out text."""
         self.teacher, self.recipe, self.stage, self.heldout, self.reference = (
             teacher,
             recipe,
@@ -142,6 +138,7 @@ class DistillationTrainer(Trainer):
         self.pad_id = pad_id
         weights = (recipe.weight_distillation, recipe.weight_masked_lm, recipe.weight_cosine)
         self.weights = dict(zip(("distillation", "masked_lm", "cosine"), weights, strict=True))
+        self.positions = recipe.positions if recipe.weight_distillation else "masked"  # no logits for a term unused
         if teacher is None:
             self.weights = {"masked_lm": 1.0}
         elif student.config.hidden_size != teacher.config.hidden_size:
@@ -151,36 +148,23 @@ class DistillationTrainer(Trainer):
             sizes = f"{student.config.vocab_size} words against the teacher's {teacher.config.vocab_size}"
             raise InputError(f"the student predicts {sizes}: the distillation loss needs one vocabulary")
         args = TrainingArguments(
-            output_dir=str(folder),
-            max_steps=stage.steps,
+            **arguments(folder, student.device, precision, blocks.masking.seed, stage.steps),
             per_device_train_batch_size=stage.batch_size,
             gradient_accumulation_steps=stage.accumulation,
             learning_rate=stage.learning_rate,
             warmup_steps=math.ceil(stage.warmup * stage.steps),
-            lr_scheduler_type="linear",
             adam_beta1=0.9,
             adam_beta2=0.98,
             adam_epsilon=1e-6,
             max_grad_norm=stage.clip,
-            optim="adamw_torch_fused",
-            bf16=precision == "bf16",
-            fp16=precision == "fp16",
-            use_cpu=student.device.type == "cpu",
-            seed=blocks.masking.seed,
-            logging_steps=max(1, stage.steps // 40),
-            logging_nan_inf_filter=False,
             eval_strategy="steps" if stage.evaluations else "no",
             eval_steps=max(1, stage.steps // max(stage.evaluations, 1)),
-            save_strategy="no",  # saved by the clock, see `log`
-            save_total_limit=2,
-            disable_tqdm=True,
-            dataloader_pin_memory=student.device.type == "cuda",
         )
         args._n_gpu = min(args.n_gpu, 1)  # DataParallel would call the model's forward, which this loss doesn't use
         self.sums: dict[str, Tensor] = {}
         self.started: float | None = None
-        self.saved = time.monotonic()
-        super().__init__(student, args, train_dataset=blocks, eval_dataset=heldout, callbacks=[Progress(name)])
+        callbacks = [Report(), Watch(stage.save_minutes)]
+        super().__init__(student, args, train_dataset=blocks, eval_dataset=heldout, callbacks=callbacks)
         self.remove_callback(PrinterCallback)
         # Tells Trainer that the loss comes averaged over the accumulation window: it must not divide it once more.
         self.compute_loss_func = self.compute_loss
@@ -200,13 +184,13 @@ class DistillationTrainer(Trainer):
         if self.started is None:
             self.started = time.perf_counter()
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.counts = token_counts(batches, self.recipe.positions)
+        self.counts = token_counts(batches, self.positions)
         return batches, items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The weighted sum of the terms, averaged over the window."""
         with self.accelerator.autocast():
-            terms = loss_terms(model, self.teacher, inputs, self.recipe.positions, self.recipe.temperature)
+            terms = loss_terms(model, self.teacher, inputs, self.positions, self.recipe.temperature)
         means = {name: terms[name] / max(self.counts[name], 1) for name in self.weights}
         loss = sum(self.weights[name] * mean for name, mean in means.items())
         seen = {"loss": loss} | means | {"tokens": inputs["attention_mask"].sum()}
@@ -215,11 +199,7 @@ class DistillationTrainer(Trainer):
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Trainer's, with each term, tokens and seconds since the last line; asks for a checkpoint when it is time.
-
-        Raises:
-            InputError: the loss is no longer a finite number.
-        """
+        """Trainer's, with each term, tokens and seconds since the last line."""
         if "loss" in logs:
             steps = self.state.global_step - getattr(self, "logged", self.state.global_step - self.args.logging_steps)
             self.logged = self.state.global_step
@@ -228,11 +208,6 @@ class DistillationTrainer(Trainer):
             logs |= {name: total if name == "tokens" else total / steps for name, total in sums.items()}
             logs["seconds"] = time.perf_counter() - self.started
             self.started = None  # the next step's first batch starts the clock, after any evaluation or checkpoint
-            if not math.isfinite(logs["loss"]):
-                where = f"the loss became {logs['loss']} by step {self.state.global_step}"
-                raise InputError(f"{where}: lower learning_rate ({self.stage.learning_rate}) or clip, or use fp32")
-            if time.monotonic() - self.saved > 60 * self.stage.save_minutes:
-                self.saved, self.control.should_save = time.monotonic(), True
         super().log(logs, start_time)
 
     def evaluate(self, *_, **__) -> dict[str, float]:
@@ -243,40 +218,9 @@ class DistillationTrainer(Trainer):
         return losses
 
 
-class Progress(TrainerCallback):
-    """One plain progress bar, which reads well in a saved page too; none for a training without a name."""
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def on_train_begin(self, args, state, control, **_):
-        place = {"total": state.max_steps, "initial": state.global_step}
-        self.bar = tqdm(**place, desc=self.name, unit="step", file=sys.stdout, disable=not self.name)
-
-    def on_log(self, args, state, control, logs=None, **_):
-        self.bar.update(state.global_step - self.bar.n)
-        if logs and "loss" in logs:
-            self.bar.set_postfix_str(f"loss {logs['loss']:.3f}", refresh=False)
-
-    def on_train_end(self, args, state, control, **_):
-        self.bar.update(state.global_step - self.bar.n)
-        self.bar.close()
-
-
 def train(trainer: DistillationTrainer) -> list[dict]:
     """Train to the end, from the last whole checkpoint if a run was cut off; the log, a line each few steps."""
     last = last_checkpoint(Path(trainer.args.output_dir))
     trainer.args.eval_on_start = last is None and trainer.stage.evaluations > 0
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     return [line for line in trainer.state.log_history if "train_runtime" not in line]  # Trainer's own summary
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; Trainer writes trainer_state.json last."""
-    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):
-        try:
-            json.loads((path / "trainer_state.json").read_text())
-            return path
-        except (OSError, ValueError):
-            shutil.rmtree(path)
-    return None

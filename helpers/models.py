@@ -124,6 +124,27 @@ def load_masked_lm(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase,
     return model.eval(), load_tokenizer(name), source
 
 
+def load_with_head(kind: type, name: str, seed: int, **config) -> PreTrainedModel:
+    """The encoder of a checkpoint in fp32 under a head for a task: a fresh one, drawn from the seed, unless it has one.
+
+    `kind` is an Auto class, as AutoModelForSequenceClassification, `config` goes to the model (num_labels=3).
+
+    Raises:
+        InputError: the checkpoint has such a head already, for another number of labels.
+    """
+    there = load_config(name)
+    wanted = config.get("num_labels", there.num_labels)
+    if "ForSequenceClassification" in str(there.architectures) and there.num_labels != wanted:
+        labels = f"{there.num_labels} labels, and the task has {wanted}"
+        raise InputError(f"{name} was fine-tuned for {labels}: give a checkpoint without a head, or one of this task")
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # a head that is new is what is wanted here
+    torch.manual_seed(seed)
+    model = kind.from_pretrained(fetch(name)[0], dtype=torch.float32, use_safetensors=True, **config)
+    transformers.logging.set_verbosity(before)
+    return model
+
+
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint."""
     return AutoTokenizer.from_pretrained(fetch(name)[0])
@@ -151,6 +172,16 @@ def new_bert(shape: Architecture, tokenizer: PreTrainedTokenizerBase, seed: int)
     angles = torch.arange(len(positions))[:, None] / 10_000 ** (torch.arange(0, shape.width, 2) / shape.width)
     positions.copy_(shape.initializer_range * torch.stack([angles.sin(), angles.cos()], -1).flatten(1))
     return model
+
+
+@torch.no_grad()
+def share_token_types(model: BertForMaskedLM) -> None:
+    """Give a pair's second text the token-type vector of the first, for a BERT that has only ever read single texts.
+
+    Its own is still what was drawn at random, and would be noise on half of every pair.
+    """
+    types = model.bert.embeddings.token_type_embeddings.weight
+    types[1] = types[0]
 
 
 @torch.no_grad()

@@ -13,11 +13,22 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokeni
 
 from . import InputError, cloze, data, machine, miniworld, models, records
 from .distillation import DistillationTrainer, heldout_losses, train
-from .profiles import Profile, Training, as_settings
+from .profiles import Distillation, Profile, Training, as_settings
 
 EXPERIMENT = "distillation"
+ABLATIONS = {  # what each student of the ablation goes without: values of the recipe
+    "no_distillation": {"weight_distillation": 0.0},
+    "no_masked_lm": {"weight_masked_lm": 0.0},
+    "no_cosine": {"weight_cosine": 0.0},
+    "quarter_text": {},  # a quarter of the blocks, gone through four times as often
+}
 VERSION = 1  # raised whenever the code changes the numbers it makes
 TEACHER = {"model": "teacher", "seed": 0}
+
+
+def experiment_of(unit: dict) -> str:
+    """The experiment that the unit's record belongs to."""
+    return "ablation" if unit["model"] in ABLATIONS else EXPERIMENT
 
 
 class Pretraining:
@@ -25,7 +36,8 @@ class Pretraining:
 
     A unit is {"model": name, "seed": n}: the `teacher`; the `released` DistilBERT where the profile has one; the
     `student` (its teacher's layers, the triple loss); its undistilled `twin` (the same layers, text and steps, the
-    masked-LM loss alone); and `random` (the triple loss from random weights).
+    masked-LM loss alone); and `random` (the triple loss from random weights). Those of the ablation, students without
+    a part of the recipe, are in ABLATIONS; their records are the experiment `ablation`'s.
     """
 
     def __init__(self, profile: Profile, space: records.Workspace, fresh: bool = False):
@@ -70,14 +82,16 @@ class Pretraining:
             settings["training"] = as_settings(self.profile.teacher_training)
             recipe = {"mask_rate": self.recipe.mask_rate, "mask_smoothing": self.recipe.mask_smoothing}
         else:
-            settings["teacher"] = self._teacher_hash()
-            recipe = as_settings(self.recipe)
+            settings["teacher"] = self.weights(TEACHER)
+            recipe = as_settings(self._recipe(unit))
             del recipe["seeds"], recipe["variants"], recipe["layers"]
         if unit["model"] == "released":
             settings |= {"released": self.profile.released, "revision": self._revision(self.profile.released)}
             del recipe["training"]
         elif unit != TEACHER:
             settings["layers"] = self.layers
+        if unit["model"] == "quarter_text":
+            settings["text"] = "a quarter"
         return _without(settings | {"recipe": recipe}, "save_minutes")  # how often it is saved changes nothing
 
     def measure(self, unit: dict) -> records.Measurement:
@@ -85,22 +99,18 @@ class Pretraining:
         model, log = self.trained(unit)
         teacher = None if unit == TEACHER else self.teacher
         corpus = self.profile.corpus
-        metrics = self._heldout_losses(model, teacher, corpus.heldout, corpus.heldout_blocks)
+        metrics = self._heldout_losses(model, teacher, corpus.heldout)
         metrics["cloze_accuracy"] = float(np.mean(cloze.knows(model, self.tokenizer, cloze.probes(self.profile))))
         if corpus.train != corpus.heldout:
-            other = self._heldout_losses(model, None, corpus.train, corpus.heldout_blocks)
+            other = self._heldout_losses(model, None, corpus.train)
             metrics["masked_lm_loss_on_training_corpus"] = other["masked_lm_loss"]
         metrics |= {"parameters": models.parameters(model), "size_mb": models.size_mb(model)}
         steps = [line for line in log if "tokens" in line]
         if steps:
             seconds, tokens = sum(line["seconds"] for line in steps), sum(line["tokens"] for line in steps)
-            metrics |= {
-                "training_minutes": seconds / 60,
-                "training_tokens": tokens,
-                "tokens_per_s": tokens / seconds,
-            }
+            metrics |= {"training_minutes": seconds / 60, "training_tokens": tokens, "tokens_per_s": tokens / seconds}
         details = {"curve": log, "checkpoint": self._hash(unit)}
-        return records.Measurement(metrics, self._data_sources(), self._model_sources(unit, model), details)
+        return records.Measurement(metrics, self._data_sources(), self.sources(unit, model), details)
 
     def trained(self, unit: dict) -> tuple[PreTrainedModel, list[dict]]:
         """The unit's model, from its checkpoint or, where that isn't there, trained now; and its training log."""
@@ -147,7 +157,7 @@ class Pretraining:
         for stage in self._stages(unit):
             trial = dataclasses.replace(stage, steps=3, accumulation=1, evaluations=0)
             with tempfile.TemporaryDirectory() as folder:
-                log = self._run(model, guide, None, trial, 0, Path(folder), title="")
+                log = self._run(unit, model, guide, None, trial, Path(folder))
             seconds = [line["seconds"] for line in log if "seconds" in line][1:]  # the first one warms up
             minutes += min(seconds) * stage.accumulation * stage.steps / 60
         return minutes
@@ -159,62 +169,52 @@ class Pretraining:
         return [] if unit["model"] == "released" else [self.recipe.training]
 
     def _train(self, unit: dict, folder: Path) -> tuple[PreTrainedModel, list[dict]]:
-        name, seed, log = unit["model"], unit["seed"], []
+        name, log = unit["model"], []
         teacher = None if unit == TEACHER else self.teacher
         if unit == TEACHER:
             model = self._untrained_teacher()
         elif name == "random":
-            model = models.new_student(teacher.config, len(self.layers), seed)
+            model = models.new_student(teacher.config, len(self.layers), unit["seed"])
         else:
             model = models.student_from_teacher(teacher, self.layers)
         model.to(self.device)
         for number, stage in enumerate(self._stages(unit)):
             head_alone = unit == TEACHER and stage is self.profile.teacher_training.head
             model.base_model.requires_grad_(not head_alone)
-            title = f"{name}, seed {seed}{': the new head' if head_alone else ''}"
             guide = None if name == "twin" else teacher
-            lines = self._run(model, guide, teacher, stage, seed, folder / f"stage-{number}", title)
+            lines = self._run(unit, model, guide, teacher, stage, folder / f"stage-{number}")
             log += [line | {"stage": "head" if head_alone else "whole"} for line in lines]
+        if unit == TEACHER and self.profile.teacher_training.architecture:
+            models.share_token_types(model)
         return model, log
+
+    def _recipe(self, unit: dict) -> Distillation:
+        return dataclasses.replace(self.recipe, **ABLATIONS.get(unit["model"], {}))
 
     def _run(
         self,
+        unit: dict,
         model: PreTrainedModel,
         guide: PreTrainedModel | None,
         reference: PreTrainedModel | None,
         stage: Training,
-        seed: int,
         folder: Path,
-        title: str,
     ) -> list[dict]:
         counts = self._counts if self.recipe.mask_smoothing else None
-        masking = data.Masking(self.tokenizer, self.recipe.mask_rate, self.recipe.mask_smoothing, counts, seed)
+        masking = data.Masking(self.tokenizer, self.recipe.mask_rate, self.recipe.mask_smoothing, counts, unit["seed"])
         total = stage.steps * stage.batch_size * stage.accumulation
-        blocks = data.MaskedBlocks(self.text[0], masking, total)
+        text = self.text[0][::4] if unit["model"] == "quarter_text" else self.text[0]
+        blocks = data.MaskedBlocks(text, masking, total)
         curve = self._heldout(self.profile.corpus.heldout, self.profile.corpus.curve_blocks)
-        return train(
-            DistillationTrainer(
-                model,
-                guide,
-                self.recipe,
-                stage,
-                blocks,
-                curve,
-                reference,
-                self._pad,
-                folder,
-                self.precision,
-                title,
-            )
-        )
+        sides = guide, self._recipe(unit), stage, blocks, curve, reference
+        return train(DistillationTrainer(model, *sides, self._pad, folder, self.precision))
 
     def _untrained_teacher(self) -> PreTrainedModel:
         if self.profile.teacher_training.architecture:
-            model, has_head = self._blank_teacher(), False
+            model, source = self._blank_teacher(), {"head": False}
         else:
             model, _, source = models.load_masked_lm(self.profile.teacher)
-            has_head = source["head"]
-        if not has_head:
+        if not source["head"]:
             models.start_head(model, self._counts)
         return model
 
@@ -253,42 +253,43 @@ class Pretraining:
         masking = data.Masking(self.tokenizer, self.recipe.mask_rate, seed=0)
         return data.MaskedBlocks(self._heldout_blocks(config, cap)[0], masking)
 
-    def _heldout_losses(self, model, teacher, config: str, cap: int | None) -> dict[str, float]:
-        return heldout_losses(model, teacher, self._heldout(config, cap), self.recipe, self._pad)
+    def _heldout_losses(self, model, teacher, config: str) -> dict[str, float]:
+        blocks = self._heldout(config, self.profile.corpus.heldout_blocks)
+        return heldout_losses(model, teacher, blocks, self.recipe, self._pad)
 
     def _data_sources(self) -> list[dict]:
         corpus = self.profile.corpus
         configs = dict.fromkeys((corpus.heldout, corpus.train))
         return [self.text[1]] + [self._heldout_blocks(config, corpus.heldout_blocks)[1] for config in configs]
 
-    def _model_sources(self, unit: dict, model: PreTrainedModel) -> list[dict]:
-        parameters = models.parameters(model)
-        ours = {
-            "id": records.slug(unit),
-            "revision": self._hash(unit),
-            "parameters": parameters,
-            "weights": "ours",
-        }
+    def sources(self, unit: dict, model: PreTrainedModel) -> list[dict]:
+        """Provenance of a model that was made from the unit's weights, or is the unit's own."""
+        count = {"parameters": models.parameters(model)}
+        ours = {"id": records.slug(unit), "revision": self._hash(unit), "weights": "ours"} | count
         if unit["model"] == "released":
-            return [models.fetch(self.profile.released)[1] | {"parameters": parameters}]
+            return [models.fetch(self.profile.released)[1] | count]
         if self.profile.teacher_training.architecture:
             return [ours]
-        base = models.fetch(self.profile.teacher)[1]
-        return [base | {"parameters": parameters}] if ours["revision"] is None else [base, ours]
+        base = models.fetch(self.profile.teacher)[1] | count
+        return [base] if ours["revision"] is None else [base, ours]
 
     def _hash(self, unit: dict) -> str | None:
         folder = self.checkpoint(unit)
         return models.file_hash(folder) if folder and folder.is_dir() else None
 
-    def _teacher_hash(self) -> str:
-        """What the teacher's weights are recognised by; from its record where the checkpoint itself isn't here."""
-        if not self._stages(TEACHER):
-            return self._revision(self.profile.teacher)
-        if found := self._hash(TEACHER):
+    def weights(self, unit: dict) -> str:
+        """What the unit's weights are recognised by; from its record where the checkpoint itself isn't here.
+
+        Raises:
+            InputError: it has not been trained yet.
+        """
+        if not self._stages(unit):
+            return self._revision(self.profile.teacher if unit == TEACHER else self.profile.released)
+        if found := self._hash(unit):
             return found
-        record = self.space.find(EXPERIMENT, TEACHER, self.settings(TEACHER))
+        record = self.space.find(experiment_of(unit), unit, self.settings(unit))
         if record is None:
-            raise InputError("the teacher is not there yet: it has to be trained before its students")
+            raise InputError(f"{records.slug(unit)} is not there yet: run notebook 01, or set `store` to where it is")
         return record["details"]["checkpoint"]
 
     def _revision(self, name: str) -> str | None:

@@ -90,7 +90,7 @@ def make_trainer(student, teacher, recipe, cut, tokenizer, folder, **stage):
     blocks = data.MaskedBlocks(cut, data.Masking(tokenizer, seed=3), total)
     heldout = data.MaskedBlocks(cut[:4], data.Masking(tokenizer))
     return distillation.DistillationTrainer(
-        student, teacher, recipe, stage, blocks, heldout, teacher, tokenizer.pad_token_id, folder, "fp32", "test"
+        student, teacher, recipe, stage, blocks, heldout, teacher, tokenizer.pad_token_id, folder, "fp32"
     )
 
 

@@ -102,6 +102,97 @@ class Distillation:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Recipe:
+    """How a model is fine-tuned for a task: the same for all models that are compared on it."""
+
+    learning_rate: Rate
+    epochs: Positive
+    batch_size: Positive = 32
+    evaluation_batch_size: Positive = 64
+    length: Annotated[Positive, Field(ge=8)] = 128  # tokens; a longer text is cut off, a longer context goes in windows
+    train_rows: Positive | None = None  # cap, drawn at random; None: all of them
+    dev_rows: Positive | None = None  # cap, drawn at random; None: all of them
+    warmup: Share = 0.1  # share of the steps
+    weight_decay: Number = 0.01
+    clip: Rate = 1.0  # largest norm of the gradient
+
+
+Finetuned = Literal["teacher", "released", "student", "student_d", "twin", "random"]  # student_d: distilled once more
+Variant = Literal["no_distillation", "no_masked_lm", "no_cosine", "quarter_text"]
+Task = Literal["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli"]
+Models = Annotated[list[Finetuned], Field(min_length=1)]
+Seeds = Annotated[list[Count], Field(min_length=1)]
+Tasks = Annotated[list[Task], Field(min_length=1)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Recipes:
+    """A recipe for each GLUE task that the profile has."""
+
+    cola: Recipe | None = None
+    sst2: Recipe | None = None
+    mrpc: Recipe | None = None
+    qqp: Recipe | None = None
+    stsb: Recipe | None = None
+    mnli: Recipe | None = None
+    qnli: Recipe | None = None
+    rte: Recipe | None = None
+    wnli: Recipe | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
+class Padding:
+    """What padding costs: some SST-2 training, once padded to a fixed length in fp32, once as everywhere else here."""
+
+    rows: Positive
+    epochs: Positive
+    seeds: Seeds
+    length: Positive = 128
+
+
+@dataclass(frozen=True, config=STRICT)
+class Glue:
+    """The tasks of notebook 02."""
+
+    tasks: Tasks
+    models: Models
+    seeds: Seeds
+    recipes: Recipes
+    padding: Padding
+
+
+@dataclass(frozen=True, config=STRICT)
+class Ablation:
+    """Table 4: students whose pretraining lacks something, and the tasks that judge them."""
+
+    variants: list[Variant]
+    tasks: Tasks
+    seeds: Seeds  # of the fine-tuning
+
+
+@dataclass(frozen=True, config=STRICT)
+class Imdb:
+    """Sentiment of whole reviews: notebook 03."""
+
+    models: Models
+    seeds: Seeds
+    recipe: Recipe
+    lengths: list[Annotated[Positive, Field(ge=8)]]  # tried with the student, beside the recipe's own
+
+
+@dataclass(frozen=True, config=STRICT)
+class Squad:
+    """Question answering: notebook 04."""
+
+    models: Models
+    seeds: Seeds
+    recipe: Recipe
+    stride: Positive = 128  # tokens that one window shares with the next
+    longest_answer: Positive = 30  # tokens
+    temperature: Rate = 2.0  # of the second distillation
+
+
+@dataclass(frozen=True, config=STRICT)
 class Profile:
     """All that a run of the series needs to know."""
 
@@ -112,6 +203,10 @@ class Profile:
     corpus: Corpus
     teacher_training: TeacherTraining
     distillation: Distillation
+    ablation: Ablation
+    glue: Glue
+    imdb: Imdb
+    squad: Squad
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     threads: Positive | None = None  # None: as many as torch takes, one a core

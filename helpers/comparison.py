@@ -1,0 +1,139 @@
+"""Fine-tuned models side by side on GLUE: medians over seeds, what a student retains of its teacher, paired tests."""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from . import metrics, significance, tables
+from .downstream import unpack
+
+MACRO, WITHOUT_WNLI = "mean of all tasks", "… without WNLI"
+METRIC = {  # as table headers say them
+    "matthews_correlation": "Matthews",
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+}
+
+
+def score_of(task: str) -> significance.Score:
+    """The task's score of predictions against references: the mean of its metrics."""
+    formulas = [metrics.FORMULAS[name] for name in metrics.GLUE[task]]
+    return lambda guesses, truth: float(np.mean([formula(guesses, truth) for formula in formulas]))
+
+
+class Comparison:
+    """Records of GLUE by task, model and seed. Scores are medians over seeds; macro scores are means over tasks."""
+
+    def __init__(self, found: Sequence[dict], replicates: int = 300):
+        """`replicates` of the bootstrap, over rows and seeds."""
+        self.cells: dict[tuple[str, str], list[dict]] = {}
+        for record in sorted(found, key=lambda record: record["unit"]["seed"]):
+            unit = record["unit"]
+            self.cells.setdefault((unit["task"], unit["model"]), []).append(record)
+        self.tasks = [task for task in metrics.GLUE if any(task == t for t, _ in self.cells)]
+        self.models = [name for name in tables.MODELS if any(name == m for _, m in self.cells)]
+        self.replicates = replicates
+
+    def seeds(self, task: str, model: str) -> np.ndarray:
+        """The scores of each seed; for a macro score, of each seed over the tasks."""
+        if task in (MACRO, WITHOUT_WNLI):
+            return np.mean([self.seeds(t, model) for t in self._of(task)], axis=0)
+        return np.array([record["metrics"]["score"] for record in self.cells.get((task, model), [])])
+
+    def score(self, task: str, model: str) -> float:
+        """The median over seeds; for a macro score, the mean of the tasks' medians, as the paper has it."""
+        if task in (MACRO, WITHOUT_WNLI):
+            return float(np.mean([self.score(t, model) for t in self._of(task)]))
+        return float(np.median(self.seeds(task, model)))
+
+    def retention(self, task: str, model: str) -> tuple[float, float, float] | None:
+        """What the model keeps of the teacher's score, with a 95% interval; None where the teacher's may be zero."""
+        drawn = {name: np.mean([self._drawn(t)[name] for t in self._of(task)], axis=0) for name in ("teacher", model)}
+        if significance.interval(drawn["teacher"])[0] <= 0.01:
+            return None
+        low, high = significance.interval(drawn[model] / drawn["teacher"])
+        return self.score(task, model) / self.score(task, "teacher"), low, high
+
+    def gap(self, task: str, one: str, other: str) -> tuple[float, float]:
+        """By how much `one` is ahead of `other`, and the p-value that they are equally good (permutation test)."""
+        runs, truth = self._runs(task)
+        p = significance.permutation_test(runs[one], runs[other], truth, score_of(task), self.replicates)
+        return self.score(task, one) - self.score(task, other), p
+
+    def _of(self, task: str) -> list[str]:
+        if task in (MACRO, WITHOUT_WNLI):
+            return [t for t in self.tasks if task == MACRO or t != "wnli"]
+        return [task]
+
+    def _runs(self, task: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        runs = {
+            model: np.stack([unpack(record["details"]["predictions"]) for record in self.cells[task, model]])
+            for model in self.models
+        }
+        return runs, unpack(self.cells[task, self.models[0]][0]["details"]["references"])
+
+    @functools.cache  # noqa: B019 (there is one of it in a notebook)
+    def _drawn(self, task: str) -> dict[str, np.ndarray]:
+        runs, truth = self._runs(task)
+        random = np.random.default_rng(sorted(metrics.GLUE).index(task))
+        return significance.resample(runs, truth, score_of(task), self.replicates, random)
+
+    def scores_table(self) -> pd.DataFrame:
+        """Scores in percent, a row a task: the published ones, then each model's median with the seeds' range."""
+        rows = {}
+        for task in [*self.tasks, MACRO, WITHOUT_WNLI]:
+            paper = {name: published(name, task, self.tasks) for name in ("BERT-base", "DistilBERT")}
+            row = {f"{name}, published": f"{score:.1f}" for name, score in paper.items()}
+            best = max((self.score(task, name) for name in self.models if name != "teacher"), default=None)
+            for name in self.models:
+                text = range_cell(self.score(task, name), self.seeds(task, name))
+                row[tables.MODELS[name]] = f"**{text}**" if self.score(task, name) == best else text
+            rows[f"{task} ({', '.join(METRIC[m] for m in metrics.GLUE[task])})" if task in metrics.GLUE else task] = row
+        return pd.DataFrame(rows).T.rename_axis("task")
+
+    def retention_table(self) -> pd.DataFrame:
+        """Student / teacher in percent with its interval, a row a task, beside the published ratio."""
+        rows = {}
+        for task in [*self.tasks, MACRO, WITHOUT_WNLI]:
+            ratio = published("DistilBERT", task, self.tasks) / published("BERT-base", task, self.tasks)
+            rows[task] = {"published": f"{100 * ratio:.1f}"}
+            for name in self.models[1:]:
+                kept = self.retention(task, name)
+                text = tables.NOTHING if kept is None else "{:.1f} ({:.0f} to {:.0f})".format(*(100 * v for v in kept))
+                rows[task][tables.MODELS[name]] = text
+        return pd.DataFrame(rows).T.rename_axis("task")
+
+    def gaps_table(self, one: str = "student", others: Sequence[str] = ("teacher", "twin")) -> pd.DataFrame:
+        """By how many points `one` is ahead of each of the others, with the p-value of a paired test."""
+        rows = {}
+        for task in self.tasks:
+            rows[task] = {}
+            for other in others:
+                ahead, p = self.gap(task, one, other)
+                rows[task][f"{tables.MODELS[one]} − {tables.MODELS[other]} (points)"] = f"{100 * ahead:+.1f}"
+                rows[task][f"p, against the {tables.MODELS[other]}"] = f"{p:.3f}"
+        return pd.DataFrame(rows).T.rename_axis("task")
+
+
+def range_cell(middle: float, seeds: np.ndarray) -> str:
+    """A median in percent with the range of its seeds: "81.2 (80.1 to 82.0)"."""
+    text = f"{100 * middle:.1f}"
+    return text if len(seeds) < 2 else f"{text} ({100 * seeds.min():.1f} to {100 * seeds.max():.1f})"
+
+
+@functools.cache
+def _table_1() -> dict[tuple[str, str], float]:
+    paper = tables.published("sanh2019", "1")
+    return {(row.model, row.dataset.removeprefix("glue/")): float(row.value) for row in paper.itertuples()}
+
+
+def published(model: str, task: str, tasks: Sequence[str]) -> float:
+    """The paper's Table 1, in percent; a macro score is the mean over `tasks` alone, so that it compares with ours."""
+    printed = _table_1()
+    if task in (MACRO, WITHOUT_WNLI):
+        return float(np.mean([printed[model, t] for t in tasks if task == MACRO or t != "wnli"]))
+    return printed[model, task]
