@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -19,12 +20,6 @@ METRIC = {  # as table headers say them
 }
 
 
-def score_of(task: str) -> significance.Score:
-    """The task's score of predictions against references: the mean of its metrics."""
-    formulas = [metrics.FORMULAS[name] for name in metrics.GLUE[task]]
-    return lambda guesses, truth: float(np.mean([formula(guesses, truth) for formula in formulas]))
-
-
 class Comparison:
     """Records of GLUE by task, model and seed. Scores are medians over seeds; macro scores are means over tasks."""
 
@@ -35,7 +30,8 @@ class Comparison:
             unit = record["unit"]
             self.cells.setdefault((unit["task"], unit["model"]), []).append(record)
         self.tasks = [task for task in metrics.GLUE if any(task == t for t, _ in self.cells)]
-        self.models = [name for name in tables.MODELS if any(name == m for _, m in self.cells)]
+        whole = [name for name in tables.MODELS if all((task, name) in self.cells for task in self.tasks)]
+        self.models = whole if self.tasks else []  # without those that lack a task
         self.replicates = replicates
 
     def seeds(self, task: str, model: str) -> np.ndarray:
@@ -58,10 +54,18 @@ class Comparison:
         low, high = significance.interval(drawn[model] / drawn["teacher"])
         return self.score(task, model) / self.score(task, "teacher"), low, high
 
+    def difference(self, task: str, model: str, other: str = "student") -> tuple[float, float, float]:
+        """By how much the model is ahead of another, with a 95% bootstrap interval."""
+        drawn = {name: np.mean([self._drawn(t)[name] for t in self._of(task)], axis=0) for name in (model, other)}
+        low, high = significance.interval(drawn[model] - drawn[other])
+        return self.score(task, model) - self.score(task, other), low, high
+
     def gap(self, task: str, one: str, other: str) -> tuple[float, float]:
         """By how much `one` is ahead of `other`, and the p-value that they are equally good (permutation test)."""
         runs, truth = self._runs(task)
-        p = significance.permutation_test(runs[one], runs[other], truth, score_of(task), self.replicates)
+        p = significance.permutation_test(
+            runs[one], runs[other], truth, partial(metrics.quick_score, task), self.replicates
+        )
         return self.score(task, one) - self.score(task, other), p
 
     def _of(self, task: str) -> list[str]:
@@ -80,7 +84,7 @@ class Comparison:
     def _drawn(self, task: str) -> dict[str, np.ndarray]:
         runs, truth = self._runs(task)
         random = np.random.default_rng(sorted(metrics.GLUE).index(task))
-        return significance.resample(runs, truth, score_of(task), self.replicates, random)
+        return significance.resample(runs, truth, partial(metrics.quick_score, task), self.replicates, random)
 
     def scores_table(self) -> pd.DataFrame:
         """Scores in percent, a row a task: the published ones, then each model's median with the seeds' range."""
@@ -117,6 +121,88 @@ class Comparison:
                 rows[task][f"{tables.MODELS[one]} − {tables.MODELS[other]} (points)"] = f"{100 * ahead:+.1f}"
                 rows[task][f"p, against the {tables.MODELS[other]}"] = f"{p:.3f}"
         return pd.DataFrame(rows).T.rename_axis("task")
+
+
+PUBLISHED_ABLATION = {  # how the paper's Table 4 names what ours go without
+    "no_distillation": "without cross-entropy distillation loss",
+    "no_masked_lm": "without masked LM loss",
+    "no_cosine": "without cosine loss",
+    "random": "random student initialisation",
+}
+
+
+def ablation_table(pretrained: Sequence[dict], graded: Comparison) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What each student goes without, and what that changes against the whole recipe.
+
+    `pretrained`: records of the students' held-out losses; `graded`: their scores on tasks.
+
+    Returns:
+        The table to show, and the changes of the mean score as numbers: points, low, high, published.
+    """
+    paper = tables.published("sanh2019", "4").set_index("model").value.astype(float)
+    first = min(record["unit"]["seed"] for record in pretrained)
+    losses = {record["unit"]["model"]: record["metrics"] for record in pretrained if record["unit"]["seed"] == first}
+    rows, changes = {}, {}
+    for name in [name for name in graded.models if name in losses]:
+        columns = {metric: tables.COLUMNS[metric] for metric in ("masked_lm_loss", "kl_to_teacher", "cosine_loss")}
+        row = {c.header: f"{losses[name][metric]:.{c.decimals}f}" for metric, c in columns.items()}
+        row |= {task: f"{100 * graded.score(task, name):.1f}" for task in graded.tasks}
+        row["mean"] = f"{100 * graded.score(MACRO, name):.1f}"
+        if name != "student":
+            points, low, high = (100 * value for value in graded.difference(MACRO, name))
+            printed = paper.get(PUBLISHED_ABLATION.get(name))
+            changes[tables.MODELS[name]] = {"points": points, "low": low, "high": high, "published": printed}
+            row["change"] = f"{points:+.1f} ({low:+.1f} to {high:+.1f})"
+            row["published"] = tables.NOTHING if printed is None else f"{printed:+.2f}"
+        rows[tables.MODELS[name]] = row
+    table = pd.DataFrame(rows).T.fillna(tables.NOTHING).rename_axis("model")
+    return table, pd.DataFrame(changes).T.astype(float)
+
+
+def runs_of(found: Sequence[dict], detail: str = "predictions") -> dict[str, np.ndarray]:
+    """What the records keep of each row, [seeds, rows] by model, in the order of the tables."""
+    names = [name for name in tables.MODELS if any(record["unit"]["model"] == name for record in found)]
+    by_seed = sorted(found, key=lambda record: record["unit"]["seed"])
+    own = {name: [r["details"][detail] for r in by_seed if r["unit"]["model"] == name] for name in names}
+    return {name: np.stack([unpack(line) for line in lines]) for name, lines in own.items()}
+
+
+def beside(
+    runs: dict[str, np.ndarray],
+    truth: np.ndarray,
+    score: significance.Score,
+    header: str,
+    against: Sequence[str],
+    replicates: int = 300,
+) -> pd.DataFrame:
+    """A row a model: its score in percent with a 95% bootstrap interval, and how far it is ahead of some others.
+
+    `runs` and `score` as for `significance.resample`; p-values are of a paired permutation test.
+    """
+    drawn = significance.resample(runs, truth, score, replicates, np.random.default_rng(0))
+    middle = {name: 100 * float(np.median([score(p, truth) for p in seeds])) for name, seeds in runs.items()}
+    rows = {}
+    for name, seeds in runs.items():
+        low, high = (100 * value for value in significance.interval(drawn[name]))
+        row = {header: f"{middle[name]:.1f} ({low:.1f} to {high:.1f})"}
+        for other in against:
+            text = tables.NOTHING
+            if other in runs and other != name:
+                p = significance.permutation_test(seeds, runs[other], truth, score, replicates)
+                text = f"{middle[name] - middle[other]:+.1f} (p = {p:.3f})"
+            row[f"ahead of the {tables.MODELS[other]} (points)"] = text
+        rows[tables.MODELS[name]] = row | {"n": len(seeds)}
+    return pd.DataFrame(rows).T.rename_axis("model")
+
+
+def share_equal(guesses: np.ndarray, truth: np.ndarray) -> float:
+    """Accuracy."""
+    return float((guesses == truth).mean())
+
+
+def share_right(right: np.ndarray, _: np.ndarray) -> float:
+    """The score of runs that already say, row by row, how right each answer is (0 to 1)."""
+    return float(right.mean())
 
 
 def range_cell(middle: float, seeds: np.ndarray) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cache, cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -212,6 +212,47 @@ class MaskedBlocks(TorchDataset):
 @lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+class PretrainingText:
+    """The profile's corpus in blocks, to train on and held out, with its provenance; each made when it is asked for."""
+
+    def __init__(self, profile: Profile, tokenizer: PreTrainedTokenizerBase):
+        self.profile, self.tokenizer, self.corpus = profile, tokenizer, profile.corpus
+
+    @property
+    def blocks(self) -> list[np.ndarray]:
+        """What is trained on."""
+        return self._train[0]
+
+    @property
+    def source(self) -> dict:
+        """The provenance of what is trained on."""
+        return self._train[1]
+
+    @property
+    def sources(self) -> list[dict]:
+        """The provenance of all that is trained and measured on."""
+        configs = dict.fromkeys((self.corpus.heldout, self.corpus.train))
+        return [self.source] + [self._heldout(config, self.corpus.heldout_blocks)[1] for config in configs]
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """How often each token occurs in what is trained on."""
+        return token_counts(self.blocks, len(self.tokenizer))
+
+    def heldout(self, config: str, cap: int | None) -> MaskedBlocks:
+        """Held-out text of a configuration, masked alike for every model and seed."""
+        masking = Masking(self.tokenizer, self.profile.distillation.mask_rate, seed=0)
+        return MaskedBlocks(self._heldout(config, cap)[0], masking)
+
+    @cached_property
+    def _train(self) -> tuple[list[np.ndarray], dict]:
+        return corpus_blocks(self.profile, self.tokenizer, self.corpus.train, "train", self.corpus.train_blocks)
+
+    @cache  # noqa: B019 (there is one of it in a notebook)
+    def _heldout(self, config: str, cap: int | None) -> tuple[list[np.ndarray], dict]:
+        return corpus_blocks(self.profile, self.tokenizer, config, "validation", cap)
 
 
 class Padding:

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from . import InputError, machine, miniworld, models, records
-from .finetuning import FineTuner, fine_tune, guided, predict
+from . import InputError, finetuning, machine, miniworld, models, records
 from .pretraining import TEACHER, Pretraining
 from .profiles import Profile, Recipe, as_settings
 
@@ -43,6 +42,10 @@ class Downstream:
         """What the unit is trained on, and its provenance."""
         raise NotImplementedError
 
+    def dev_examples(self, unit: dict) -> list[dict]:
+        """What the unit is measured on."""
+        raise NotImplementedError
+
     def score(self, unit: dict, model: PreTrainedModel) -> tuple[dict, dict, list[dict]]:
         """The unit's metrics, details and provenance of data, measured with a fine-tuned model."""
         raise NotImplementedError
@@ -71,6 +74,17 @@ class Downstream:
                 known = None
             waiting += [] if known else [unit]
         return waiting
+
+    def plan(self) -> str:
+        """What will be run and about how long, and which models cannot be, in a few lines."""
+        todo, ready = self.unmeasured, self.ready
+        lines = [
+            f"profile {self.profile.name} on {self.device}, {self.precision}; results in results/{self.space.name}/"
+        ]
+        minutes = self.estimated_minutes(todo)
+        lines += [f"{len(ready)} units, of which {len(todo)} have no record yet: about {minutes:.0f} minutes"]
+        missing = {unit["model"]: None for unit in self.units if unit not in ready}
+        return "\n".join(lines + [f"{name}: – run 01, or set `store` to where its results are" for name in missing])
 
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers.
@@ -117,29 +131,49 @@ class Downstream:
             details["checkpoint"] = models.file_hash(self.checkpoint(unit))
         return records.Measurement(scores | cost, sources + measured_on, self._origin(unit, model), details)
 
+    def estimated_minutes(self, units: list[dict]) -> float:
+        """About how long these units take here, from a few steps of a large and of a small model.
+
+        Predicting counts a third of training; rates are taken on the first unit of either kind.
+        """
+        rates, minutes = {}, 0.0
+        for unit in units:
+            kind = "teacher" if unit["model"] == "teacher" else "student"
+            examples, recipe = self.train_examples(unit)[0], self.recipe(unit)
+            if kind not in rates:
+                plain = unit | {"model": unit["model"].removesuffix("_d")}
+                few = examples[:: max(1, len(examples) // (4 * recipe.batch_size))]
+                rates[kind] = self._fine_tune(plain, few, self.precision)[1]["tokens_per_s"]
+            tokens = recipe.epochs * sum(len(e["input_ids"]) for e in examples)
+            tokens += sum(len(e["input_ids"]) for e in self.dev_examples(unit)) / 3
+            minutes += tokens / rates[kind] / 60
+        return minutes
+
     def _fine_tune(
         self, unit: dict, examples: list[dict], precision: str, pad_to: int | None = None
     ) -> tuple[PreTrainedModel, dict[str, float]]:
         recipe, pad, folder = self.recipe(unit), self.pretraining.tokenizer.pad_token_id, self.checkpoint(unit)
         if unit["model"] == DISTILLED:
             teacher = self.trained(unit | {"model": "teacher"})
-            examples = guided(teacher, examples, recipe.evaluation_batch_size, pad)
+            examples = finetuning.guided(teacher, examples, recipe.evaluation_batch_size, pad)
         unfinished = folder.with_name(f"{folder.name}.training")
         if self.fresh:
             shutil.rmtree(unfinished, ignore_errors=True)
-        start = self._start_name(unit["model"])
+        start = self.start(unit["model"])
         model = models.load_with_head(self.auto, start, unit["seed"], **self.labels(unit)).to(self.device)
         options = pad, self.temperature, pad_to
-        cost = fine_tune(FineTuner(model, examples, recipe, unit["seed"], unfinished, precision, *options))
+        trainer = finetuning.FineTuner(model, examples, recipe, unit["seed"], unfinished, precision, *options)
+        cost = finetuning.fine_tune(trainer)
         shutil.rmtree(unfinished, ignore_errors=True)
         return model, cost
 
     def _origin(self, unit: dict, model: PreTrainedModel) -> list[dict]:
         return self.pretraining.sources(self._start(unit["model"]), model)
 
-    def _predict(self, unit: dict, model: PreTrainedModel, examples: list[dict]) -> list[dict[str, np.ndarray]]:
+    def predict(self, unit: dict, model: PreTrainedModel, examples: list[dict]) -> list[dict[str, np.ndarray]]:
+        """The model's logits for each example, in batches of the unit's recipe."""
         size, pad = self.recipe(unit).evaluation_batch_size, self.pretraining.tokenizer.pad_token_id
-        return predict(model, examples, size, pad)
+        return finetuning.predict(model, examples, size, pad)
 
     def _start(self, model: str) -> dict:
         """The unit of notebook 01 that a model starts from."""
@@ -155,7 +189,8 @@ class Downstream:
         except InputError:
             return None
 
-    def _start_name(self, model: str) -> str:
+    def start(self, model: str) -> str:
+        """The folder or Hub id of the pretrained model that a model starts from; trained again if it has gone."""
         unit = self._start(model)
         folder = self.pretraining.checkpoint(unit)
         if folder is None:

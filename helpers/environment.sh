@@ -29,7 +29,7 @@ is_recent() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/
 install() { # install WHAT WHERE ARGUMENTS...: pip says nothing but errors
   local size=""
   if [[ " $1 " == *" torch "* || " $1 " == *" requirements.txt "* ]]; then
-    size=" (about 250 MB where a CPU wheel of torch is at hand, several GB of CUDA packages otherwise)"
+    size=" (about 300 MB where a CPU wheel of torch is at hand, several GB of CUDA packages otherwise)"
   fi
   echo "installing $1 into $2$size, once" >&2
   "$python" -m pip install -qq --disable-pip-version-check "${@:3}" ||

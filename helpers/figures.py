@@ -11,6 +11,7 @@ import seaborn as sns
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 
+from .comparison import Comparison
 from .records import Workspace
 from .tables import MODELS
 
@@ -21,7 +22,9 @@ COLOURS = {  # of each model, in every figure
     "student": _PALETTE[0],
     "twin": _PALETTE[1],
     "random": _PALETTE[2],
+    "student_d": _PALETTE[9],
 }
+PAPER = {"BERT-base": "teacher", "DistilBERT": "student"}  # the colour of each published model
 TERMS = {  # of the triple loss, as logged
     "distillation": "distillation loss",
     "masked_lm": "masked-LM loss",
@@ -133,4 +136,80 @@ def soft_targets(
         axes.barh(words, (shares / shares.sum())[:top], color=COLOURS["teacher"])
         axes.set(title=f"temperature {temperature:g}", xlabel="probability")
     panels[0].invert_yaxis()
+    return figure
+
+
+def glue(found: Comparison, tasks: Sequence[str], paper: dict[tuple[str, str], float]) -> Figure:
+    """Every task's score, ours as dots with the seeds' range and the published ones as diamonds; retention beside it.
+
+    `paper`: the published score in percent by (model, task).
+    """
+    figure, (scores, kept) = plt.subplots(1, 2, figsize=(11, 0.5 * len(tasks) + 1.8), sharey=True, layout="constrained")
+    places = np.arange(len(tasks))[::-1]
+    offsets = np.linspace(0.24, -0.24, len(found.models))
+    for model, offset in zip(found.models, offsets, strict=True):
+        colour = COLOURS[model]
+        for task, place in zip(tasks, places, strict=True):
+            middle, seeds = 100 * found.score(task, model), 100 * found.seeds(task, model)
+            scores.plot([seeds.min(), seeds.max()], [place + offset] * 2, color=colour, linewidth=2, alpha=0.6)
+            scores.plot(middle, place + offset, "o", color=colour, label=MODELS[model] if place == 0 else None)
+            share = found.retention(task, model) if model != "teacher" else None
+            if share:
+                middle, low, high = (100 * value for value in share)
+                kept.plot([max(low, 0), min(high, 150)], [place + offset] * 2, color=colour, linewidth=2, alpha=0.6)
+                kept.plot(middle, place + offset, "o", color=colour)
+    for name, like in PAPER.items():
+        style = {"marker": "D", "linestyle": "", "markerfacecolor": "none", "color": COLOURS[like], "markersize": 6}
+        values = [paper[name, task] for task in tasks]
+        scores.plot(values, places + 0.36, label=f"{name}, published", **style)
+    shares = [100 * paper["DistilBERT", task] / paper["BERT-base", task] for task in tasks]
+    kept.plot(shares, places + 0.36, **style)
+    kept.axvline(100, color=COLOURS["teacher"], linestyle="--", linewidth=1)
+    kept.set(title="kept of the teacher's score (95% interval)", xlabel="%")
+    scores.set(title="score on the dev set (range over seeds)", xlabel="%", yticks=places, yticklabels=tasks)
+    for axes in (scores, kept):
+        axes.grid(axis="y", visible=False)
+    figure.legend(*scores.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def bars(values: pd.DataFrame, errors: pd.DataFrame, xlabel: str) -> Figure:
+    """Horizontal bars, a row a label and a colour a model (the columns), with error bars."""
+    figure, axes = plt.subplots(figsize=(9, 0.4 * values.size + 1.2), layout="constrained")
+    places, height = np.arange(len(values))[::-1], 0.8 / len(values.columns)
+    for number, model in enumerate(values.columns):
+        spots = places + 0.4 - height * (number + 0.5)
+        style = {"color": COLOURS[model], "label": MODELS[model], "error_kw": {"linewidth": 1.2}}
+        axes.barh(spots, values[model], height * 0.9, xerr=errors[model], **style)
+    axes.set(yticks=places, yticklabels=values.index, xlabel=xlabel)
+    axes.grid(axis="y", visible=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def changes(found: pd.DataFrame, xlabel: str) -> Figure:
+    """Changes against a whole recipe: columns points, low, high and published, a row for what is left out."""
+    figure, axes = plt.subplots(figsize=(9, 0.5 * len(found) + 1.4), layout="constrained")
+    places = np.arange(len(found))[::-1]
+    axes.axvline(0, color=COLOURS["student"], linestyle="--", linewidth=1)
+    axes.hlines(places, found.low, found.high, color=COLOURS["teacher"], linewidth=2, alpha=0.6)
+    axes.plot(found.points, places, "o", color=COLOURS["teacher"], label="ours (95% interval)")
+    axes.plot(found.published, places + 0.22, "D", color="black", markerfacecolor="none", label="published, Table 4")
+    axes.set(yticks=places, yticklabels=found.index, xlabel=xlabel, ylim=(-0.6, len(found) - 0.4))
+    axes.grid(axis="y", visible=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def by_group(groups: dict[str, pd.DataFrame], ylabel: str) -> Figure:
+    """A panel a question: a line a model (columns) over ordered groups (index), with the number of cases below each."""
+    figure, panels = plt.subplots(1, len(groups), figsize=(11, 3.4), sharey=True, layout="constrained")
+    for axes, (title, frame) in zip(np.atleast_1d(panels), groups.items(), strict=True):
+        labels = [f"{group}\n(n = {count:,})" for group, count in zip(frame.index, frame["n"], strict=True)]
+        for model in frame.columns.drop("n"):
+            axes.plot(labels, frame[model], marker="o", color=COLOURS[model], label=MODELS[model])
+        axes.set(title=title, ylim=(0, 100))
+        axes.tick_params(axis="x", labelsize=8)
+    np.atleast_1d(panels)[0].set_ylabel(ylabel)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure

@@ -41,15 +41,19 @@ class Glue(downstream.Downstream):
         return teaches or (unit["task"] in KEPT and unit["seed"] == self.profile.glue.seeds[0])
 
     def train_examples(self, unit: dict) -> tuple[list[dict], list[dict]]:
-        examples, _, source = self._examples(unit["task"], "train")
+        examples, _, source = self.examples(unit["task"], "train")
         return examples, [source]
+
+    def dev_examples(self, unit: dict) -> list[dict]:
+        splits = data.dev_splits(unit["task"])
+        return [example for split in splits for example in self.examples(unit["task"], split)[0]]
 
     def score(self, unit: dict, model: PreTrainedModel) -> tuple[dict, dict, list[dict]]:
         task, scores, sources, details = unit["task"], {}, [], {}
         metric = metrics.GlueMetric(task)
         for place, split in enumerate(data.dev_splits(task)):
-            examples, labels, source = self._examples(task, split)
-            logits = np.stack([said["logits"] for said in self._predict(unit, model, examples)])
+            examples, labels, source = self.examples(task, split)
+            logits = np.stack([said["logits"] for said in self.predict(unit, model, examples)])
             guesses = logits[:, 0] if task == "stsb" else logits.argmax(-1)
             found = metric.compute(predictions=guesses, references=labels)
             sources.append(source)
@@ -61,7 +65,8 @@ class Glue(downstream.Downstream):
         return scores, details, sources
 
     @functools.cache  # noqa: B019 (there is one of it in a notebook)
-    def _examples(self, task: str, split: str) -> tuple[list[dict], np.ndarray, dict]:
+    def examples(self, task: str, split: str) -> tuple[list[dict], np.ndarray, dict]:
+        """The rows of a task that are used, as a model reads them; their labels; their provenance."""
         recipe = self.recipe({"task": task})
         rows = recipe.train_rows if split == "train" else recipe.dev_rows
         dataset, source = data.sample(self.profile, "nyu-mll/glue", task, split, rows)
@@ -125,5 +130,5 @@ class PaddingTrial(Glue):
         scores |= {"times_as_fast": times.median, "times_as_fast_low": times.low, "times_as_fast_high": times.high}
         details = {"seconds": taken, "accuracies": right, "precision": {n: v[0] for n, v in variants.items()}}
         scores = {name: float(value) for name, value in scores.items()}
-        sources += [self._examples(unit["task"], "validation")[2]]
+        sources += [self.examples(unit["task"], "validation")[2]]
         return records.Measurement(scores, sources, self._origin(unit, model), details)

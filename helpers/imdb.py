@@ -30,15 +30,23 @@ class Imdb(downstream.Downstream):
     def labels(self, unit: dict) -> dict:
         return {"num_labels": 2}
 
+    def keeps(self, unit: dict) -> bool:
+        own = unit["length"] == self.profile.imdb.recipe.length and unit["seed"] == self.profile.imdb.seeds[0]
+        return own and unit["model"] in ("teacher", "student")
+
     def train_examples(self, unit: dict) -> tuple[list[dict], list[dict]]:
-        examples, _, source = self._examples(unit["length"], "train")
+        examples, _, source = self.examples(unit["length"], "train")
         return examples, [source]
 
+    def dev_examples(self, unit: dict) -> list[dict]:
+        return self.examples(unit["length"], "test")[0]
+
     def score(self, unit: dict, model: PreTrainedModel) -> tuple[dict, dict, list[dict]]:
-        examples, labels, source = self._examples(unit["length"], "test")
-        guesses = np.stack([said["logits"] for said in self._predict(unit, model, examples)]).argmax(-1)
+        examples, labels, source = self.examples(unit["length"], "test")
+        guesses = np.stack([said["logits"] for said in self.predict(unit, model, examples)]).argmax(-1)
         scores = {"accuracy": metrics.accuracy(guesses, labels)}
-        cut = np.mean([len(example["input_ids"]) >= unit["length"] for example in examples])
+        longer, _, _ = self.examples(unit["length"] + 1, "test")
+        cut = np.mean([len(example["input_ids"]) > unit["length"] for example in longer])
         details = {"predictions": downstream.pack(guesses), "references": downstream.pack(labels)}
         return scores | {"truncated": float(cut)}, details, [source]
 
@@ -49,7 +57,8 @@ class Imdb(downstream.Downstream):
         return data.sample(self.profile, "stanfordnlp/imdb", "plain_text", split, rows)
 
     @functools.cache  # noqa: B019 (there is one of it in a notebook)
-    def _examples(self, length: int, split: str) -> tuple[list[dict], np.ndarray, dict]:
+    def examples(self, length: int, split: str) -> tuple[list[dict], np.ndarray, dict]:
+        """The reviews of a split as a model reads them, so many tokens of each; their labels; their provenance."""
         dataset, source = self.reviews(split)
         labels = np.asarray(dataset["label"])
         metrics.check_labels(f"imdb, {split}", labels, 2)

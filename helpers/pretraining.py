@@ -62,11 +62,17 @@ class Pretraining:
         students = [{"model": name, "seed": seed} for seed in self.recipe.seeds for name in self.recipe.variants]
         return [TEACHER, *released, *students]
 
-    def unmeasured(self) -> list[dict]:
-        """The units that have no record with the present settings."""
+    @property
+    def ablations(self) -> list[dict]:
+        """The students that go without a part of the recipe."""
+        return [{"model": name, "seed": self.recipe.seeds[0]} for name in self.profile.ablation.variants]
+
+    def unmeasured(self, units: list[dict] | None = None) -> list[dict]:
+        """Those of the units, by default of notebook 01's models, that have no record with the present settings."""
+        units = self.units if units is None else units
         if self.fresh or not self.space.find(EXPERIMENT, TEACHER, self.settings(TEACHER)):
-            return self.units  # the others' settings hold the teacher's hash
-        return [unit for unit in self.units if not self.space.find(EXPERIMENT, unit, self.settings(unit))]
+            return units  # the others' settings hold the teacher's hash
+        return [unit for unit in units if not self.space.find(experiment_of(unit), unit, self.settings(unit))]
 
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers.
@@ -110,7 +116,7 @@ class Pretraining:
             seconds, tokens = sum(line["seconds"] for line in steps), sum(line["tokens"] for line in steps)
             metrics |= {"training_minutes": seconds / 60, "training_tokens": tokens, "tokens_per_s": tokens / seconds}
         details = {"curve": log, "checkpoint": self._hash(unit)}
-        return records.Measurement(metrics, self._data_sources(), self.sources(unit, model), details)
+        return records.Measurement(metrics, self.text.sources, self.sources(unit, model), details)
 
     def trained(self, unit: dict) -> tuple[PreTrainedModel, list[dict]]:
         """The unit's model, from its checkpoint or, where that isn't there, trained now; and its training log."""
@@ -148,8 +154,15 @@ class Pretraining:
             return miniworld.tokenizer(miniworld.write(data.WORLD))
         return models.load_tokenizer(self.profile.teacher)
 
-    def estimated_minutes(self, unit: dict) -> float:
-        """About how long the unit's training takes here, from a few steps at full size on random weights."""
+    def estimated_minutes(self, units: list[dict]) -> float:
+        """About how long the units' training takes here, from a few steps at full size on random weights."""
+        by_kind = {}
+        for unit in units:
+            kind = unit["model"] if unit["model"] in ("teacher", "released", "twin") else "student"
+            by_kind.setdefault(kind, []).append(unit)
+        return sum(len(alike) * self._minutes(alike[0]) for alike in by_kind.values())
+
+    def _minutes(self, unit: dict) -> float:
         teacher = self._blank_teacher().to(self.device)
         student = models.new_student(teacher.config, len(self.layers), seed=0).to(self.device)
         model, guide = (teacher, None) if unit == TEACHER else (student, None if unit["model"] == "twin" else teacher)
@@ -200,12 +213,12 @@ class Pretraining:
         stage: Training,
         folder: Path,
     ) -> list[dict]:
-        counts = self._counts if self.recipe.mask_smoothing else None
+        counts = self.text.counts if self.recipe.mask_smoothing else None
         masking = data.Masking(self.tokenizer, self.recipe.mask_rate, self.recipe.mask_smoothing, counts, unit["seed"])
         total = stage.steps * stage.batch_size * stage.accumulation
-        text = self.text[0][::4] if unit["model"] == "quarter_text" else self.text[0]
-        blocks = data.MaskedBlocks(text, masking, total)
-        curve = self._heldout(self.profile.corpus.heldout, self.profile.corpus.curve_blocks)
+        every = 4 if unit["model"] == "quarter_text" else 1
+        blocks = data.MaskedBlocks(self.text.blocks[::every], masking, total)
+        curve = self.text.heldout(self.profile.corpus.heldout, self.profile.corpus.curve_blocks)
         sides = guide, self._recipe(unit), stage, blocks, curve, reference
         return train(DistillationTrainer(model, *sides, self._pad, folder, self.precision))
 
@@ -215,7 +228,7 @@ class Pretraining:
         else:
             model, _, source = models.load_masked_lm(self.profile.teacher)
         if not source["head"]:
-            models.start_head(model, self._counts)
+            models.start_head(model, self.text.counts)
         return model
 
     def _blank_teacher(self) -> PreTrainedModel:
@@ -235,32 +248,13 @@ class Pretraining:
         return self.tokenizer.pad_token_id
 
     @functools.cached_property
-    def text(self) -> tuple[list[np.ndarray], dict]:
-        """The training text in blocks, and its provenance."""
-        corpus = self.profile.corpus
-        return data.corpus_blocks(self.profile, self.tokenizer, corpus.train, "train", corpus.train_blocks)
-
-    @functools.cached_property
-    def _counts(self) -> np.ndarray:
-        return data.token_counts(self.text[0], len(self.tokenizer))
-
-    @functools.cache  # noqa: B019 (there is one Pretraining in a notebook)
-    def _heldout_blocks(self, config: str, cap: int | None) -> tuple[list[np.ndarray], dict]:
-        return data.corpus_blocks(self.profile, self.tokenizer, config, "validation", cap)
-
-    def _heldout(self, config: str, cap: int | None) -> data.MaskedBlocks:
-        """Held-out text, masked alike for every model and seed."""
-        masking = data.Masking(self.tokenizer, self.recipe.mask_rate, seed=0)
-        return data.MaskedBlocks(self._heldout_blocks(config, cap)[0], masking)
+    def text(self) -> data.PretrainingText:
+        """What is read in training, and what is held out."""
+        return data.PretrainingText(self.profile, self.tokenizer)
 
     def _heldout_losses(self, model, teacher, config: str) -> dict[str, float]:
-        blocks = self._heldout(config, self.profile.corpus.heldout_blocks)
+        blocks = self.text.heldout(config, self.profile.corpus.heldout_blocks)
         return heldout_losses(model, teacher, blocks, self.recipe, self._pad)
-
-    def _data_sources(self) -> list[dict]:
-        corpus = self.profile.corpus
-        configs = dict.fromkeys((corpus.heldout, corpus.train))
-        return [self.text[1]] + [self._heldout_blocks(config, corpus.heldout_blocks)[1] for config in configs]
 
     def sources(self, unit: dict, model: PreTrainedModel) -> list[dict]:
         """Provenance of a model that was made from the unit's weights, or is the unit's own."""

@@ -184,9 +184,12 @@ class Squad(downstream.Downstream):
         _, cut, source = self.cut("train")
         return cut.examples, [source]
 
+    def dev_examples(self, unit: dict) -> list[dict]:
+        return self.cut("validation")[1].examples
+
     def score(self, unit: dict, model: PreTrainedModel) -> tuple[dict, dict, list[dict]]:
         dataset, cut, source = self.cut("validation")
-        said = self._predict(unit, model, cut.examples)
+        said = self.predict(unit, model, cut.examples)
         best = answers(dataset, cut, said, self.profile.squad.longest_answer)
         guesses = [listed[0].text for listed in best]
         golds = [answers["text"] for answers in dataset["answers"]]

@@ -32,13 +32,23 @@ COLUMNS = {
     "training_minutes": Column("training (minutes)", 1, None),
     "training_tokens": Column("tokens seen (million)", 2, None, 1e-6),
     "tokens_per_s": Column("training speed (tokens/s)", 0, None),
+    "examples_per_s": Column("training speed (examples/s)", 0, None),
+    "accuracy": Column("accuracy (%)", 1, max, 100),
+    "truncated": Column("texts cut off (%)", 1, None, 100),
+    "exact_match": Column("exact match (%)", 1, max),
+    "f1": Column("F1 (%)", 1, max),
 }
 MODELS = {
     "teacher": "teacher",
     "released": "released DistilBERT",
     "student": "student",
+    "student_d": "student, distilled twice (D)",
     "twin": "twin, undistilled",
     "random": "student from random weights",
+    "no_distillation": "student without distillation loss",
+    "no_masked_lm": "student without masked-LM loss",
+    "no_cosine": "student without cosine loss",
+    "quarter_text": "student from a quarter of the text",
 }
 
 
@@ -147,79 +157,3 @@ def describe_machine(provenance: dict) -> str:
     """Processor or GPU, threads and torch version of one record."""
     where = provenance["gpu"]["name"] if provenance["gpu"] else f"{provenance['cpu']}, {provenance['threads']} threads"
     return f"{where}, torch {provenance['versions']['torch']}"
-
-
-def pretraining_in_words(found: Sequence[dict]) -> str:
-    """What the pretraining records say, in sentences that follow the numbers whichever way they fall."""
-
-    def of(model: str, metric: str) -> pd.Series:
-        return pd.Series([r["metrics"][metric] for r in found if r["unit"]["model"] == model], dtype=float)
-
-    def text(model: str, metric: str) -> str:
-        return cell(of(model, metric), COLUMNS[metric])
-
-    loss, kl = "masked_lm_loss", "kl_to_teacher"
-    says = [
-        f"- Held-out masked-LM loss: the teacher {text('teacher', loss)} nats, the student {text('student', loss)}."
-    ]
-    if len(of("random", loss)):
-        says.append(f"- Distilled in the same way from random weights, the student gets to {text('random', loss)}.")
-    if len(of("twin", loss)) and len(of("student", loss)):
-        gap = of("student", loss).mean() - of("twin", loss).mean()
-        spread = max(of("student", loss).std(), of("twin", loss).std())
-        verdict = "level with" if gap == 0 or abs(gap) < spread else ("better than" if gap < 0 else "worse than")
-        how_sure = "over seeds" if len(of("student", loss)) > 1 else "in this one run, whose spread is not known"
-        says.append(
-            f"- The undistilled twin gets {text('twin', loss)}: in plain masked-LM loss the student is "
-            f"**{verdict}** it (by {gap:+.3f} nats {how_sure})."
-        )
-        says.append(
-            f"- KL to the teacher: the student has {text('student', kl)} and the twin {text('twin', kl)}: "
-            f"guidance brings the student {of('twin', kl).mean() / of('student', kl).mean():.1f} times as close."
-        )
-    return "\n".join(says)
-
-
-def blocks() -> dict[str, str]:
-    """The generated texts between markers in README and notebooks, by name; from committed records alone."""
-    folder = ROOT / "results" / "laptop" / "records" / "distillation"
-    every = sorted(map(records.read_record, folder.glob("*.json")), key=lambda record: record["provenance"]["started"])
-    found = list({records.slug(record["unit"]): record for record in every}.values())  # the newest of each unit
-    texts = {"answer-00": _answer_claims()}
-    if not found:
-        nothing = f"{NOTHING} (no committed records yet; run 01 with the profile `laptop`)"
-        return texts | {"answer-01": nothing, "results-01": nothing}
-    metrics = ("masked_lm_loss", "kl_to_teacher", "cosine_loss", "cloze_accuracy", "parameters", "training_minutes")
-    caption = f"Profile `laptop`, pretraining on WikiText-2. {positions_note(found)} {data_note(found)}"
-    shown = Shown(summary(found, metrics), caption)
-    return texts | {"answer-01": _answer_pretraining(found), "results-01": shown._repr_markdown_()}
-
-
-def _answer_claims() -> str:
-    paper = published("sanh2019")
-
-    def printed(model: str, metric: str) -> float:
-        return float(paper[(paper.model == model) & (paper.metric == metric)].value.iloc[0])
-
-    times = printed("BERT-base", "full_pass_seconds") / printed("DistilBERT", "full_pass_seconds")
-    fewer = 1 - printed("DistilBERT", "parameters") / printed("BERT-base", "parameters")
-    kept = printed("DistilBERT", "macro_average") / printed("BERT-base", "macro_average")
-    return (
-        f"The paper's own tables give {fewer:.0%} fewer parameters, {times:.2f} times the speed and {kept:.1%} of "
-        "BERT's GLUE score. What this machine offers and what a run costs is measured below, each time."
-    )
-
-
-def _answer_pretraining(found: Sequence[dict]) -> str:
-    by_model = {record["unit"]["model"]: record for record in found}
-    teacher, student, twin, random = (by_model[name]["metrics"] for name in ("teacher", "student", "twin", "random"))
-    fewer = 1 - student["parameters"] / teacher["parameters"]
-    cores = by_model["student"]["provenance"]["cores"]
-    gap = student["masked_lm_loss"] - twin["masked_lm_loss"]
-    return (
-        f"On real text, {student['training_minutes']:.0f} minutes on {cores} cores make a student with "
-        f"{fewer:.0%} fewer parameters and a held-out masked-LM loss of "
-        f"{student['masked_lm_loss']:.2f} nats (teacher {teacher['masked_lm_loss']:.2f}, distilled from random "
-        f"weights {random['masked_lm_loss']:.2f}). Against its undistilled twin that is {gap:+.2f}; in KL to the "
-        f"teacher it has {student['kl_to_teacher']:.2f} where the twin has {twin['kl_to_teacher']:.2f} (one seed each)."
-    )

@@ -92,8 +92,8 @@ def test_dev_rows_keep_their_order(graded):
     """Predictions are made in order of length; the record has them in the data's."""
     made, found = graded
     unit = {"task": "mrpc", "model": "student", "seed": 0}
-    examples, labels, _ = made._examples("mrpc", "validation")
-    alone = [np.argmax(made._predict(unit, made.trained(unit), [example])[0]["logits"]) for example in examples]
+    examples, labels, _ = made.examples("mrpc", "validation")
+    alone = [np.argmax(made.predict(unit, made.trained(unit), [example])[0]["logits"]) for example in examples]
     record = next(record for record in found if record["unit"] == unit)
     assert downstream.unpack(record["details"]["predictions"]).tolist() == alone
     assert downstream.unpack(record["details"]["references"]).tolist() == labels.tolist()

@@ -95,6 +95,24 @@ def test_macro_score():
     assert metrics.task_score("mnli", mnli) == 0.6
 
 
+@pytest.mark.parametrize("task", metrics.GLUE)
+@pytest.mark.parametrize("kind", ["random", "ties", "constant", "one class"])
+def test_the_quick_score_is_the_metrics(task, kind):
+    random = np.random.default_rng(11)
+    references = random.integers(3 if task == "mnli" else 2, size=150).astype(float)
+    predictions = np.where(random.random(150) < 0.3, 1 - references, references).clip(0)
+    if task == "stsb":
+        references, predictions = random.normal(size=(2, 150)).round(0 if kind == "ties" else 9)
+    if kind == "constant":
+        predictions = np.ones(150)
+    if kind == "one class" and task != "stsb":
+        references = np.zeros(150)
+    exact = metrics.GlueMetric(task).compute(predictions=predictions, references=references)
+    assert metrics.quick_score(task, predictions, references) == pytest.approx(
+        metrics.task_score(task, exact), abs=1e-9
+    )
+
+
 TWO_THIRDS, HALF = 2 / 3, 1 / 2
 CASES = [  # prediction, gold answers, exact match, F1: worked out by hand from the rules of the official script
     ("Denver Broncos", ["Denver Broncos"], 1, 1),

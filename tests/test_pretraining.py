@@ -193,7 +193,7 @@ def test_killed_in_mid_training_it_ends_with_the_same_records(tmp_path):
 )
 def test_what_cannot_be_run_is_refused_before_training(tmp_path, overrides, line):
     with pytest.raises(InputError, match=line) as refusal:
-        experiment(tmp_path, **overrides).text  # noqa: B018 (loads the corpus)
+        experiment(tmp_path, **overrides).text.blocks  # noqa: B018 (loads the corpus)
     assert "\n" not in str(refusal.value)
 
 
@@ -217,6 +217,6 @@ def test_fill_mask_wants_one_mask(finished):
 
 def test_the_estimate_of_a_units_minutes_is_made_of_its_steps(finished):
     made, _ = finished
-    minutes = made.estimated_minutes(made.units[1])
+    minutes = made.estimated_minutes(made.units[1:2])
     longer = experiment(made.space.results.parent.parent, **{"distillation.training.steps": 6000})
-    assert 0 < minutes < 1 and longer.estimated_minutes(made.units[1]) > 50 * minutes
+    assert 0 < minutes < 1 and longer.estimated_minutes(made.units[1:2]) > 50 * minutes

@@ -1,0 +1,251 @@
+"""Sentences that follow the numbers, whichever way they fall: for the notebooks, their title cells and the README."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from . import ROOT, comparison, records, tables
+from .downstream import unpack
+from .tables import MODELS, NOTHING
+
+SURE = 0.05  # p-values below this are called clear
+
+
+def pretraining_in_words(found: Sequence[dict]) -> str:
+    """What the pretraining records say, in sentences that follow the numbers whichever way they fall."""
+
+    def of(model: str, metric: str) -> pd.Series:
+        return pd.Series([r["metrics"][metric] for r in found if r["unit"]["model"] == model], dtype=float)
+
+    def text(model: str, metric: str) -> str:
+        return tables.cell(of(model, metric), tables.COLUMNS[metric])
+
+    loss, kl = "masked_lm_loss", "kl_to_teacher"
+    says = [
+        f"- Held-out masked-LM loss: the teacher {text('teacher', loss)} nats, the student {text('student', loss)}."
+    ]
+    if len(of("random", loss)):
+        says.append(f"- Distilled in the same way from random weights, the student gets to {text('random', loss)}.")
+    if len(of("twin", loss)) and len(of("student", loss)):
+        gap = of("student", loss).mean() - of("twin", loss).mean()
+        spread = max(of("student", loss).std(), of("twin", loss).std())
+        verdict = "level with" if gap == 0 or abs(gap) < spread else ("better than" if gap < 0 else "worse than")
+        how_sure = "over seeds" if len(of("student", loss)) > 1 else "in this one run, whose spread is not known"
+        says.append(
+            f"- The undistilled twin gets {text('twin', loss)}: in plain masked-LM loss the student is "
+            f"**{verdict}** it (by {gap:+.3f} nats {how_sure})."
+        )
+        says.append(
+            f"- KL to the teacher: the student has {text('student', kl)} and the twin {text('twin', kl)}: "
+            f"guidance brings the student {of('twin', kl).mean() / of('student', kl).mean():.1f} times as close."
+        )
+    return "\n".join(says)
+
+
+def glue_in_words(graded: comparison.Comparison) -> str:
+    """What the records say, in sentences that follow the numbers whichever way they fall."""
+    says = []
+    for name in graded.models[1:]:
+        kept, bare = graded.retention(comparison.MACRO, name), graded.retention(comparison.WITHOUT_WNLI, name)
+        if kept is None or bare is None:
+            continue
+        words = "keeps {:.1f}% ({:.0f} to {:.0f}) of its teacher's mean score".format(*(100 * value for value in kept))
+        extra = f", {100 * bare[0]:.1f}% without WNLI" if "wnli" in graded.tasks else ""
+        says.append(f"- {tables.MODELS[name].capitalize()}: {words}{extra}.")
+    ratio = comparison.published("DistilBERT", comparison.MACRO, graded.tasks) / comparison.published(
+        "BERT-base", comparison.MACRO, graded.tasks
+    )
+    says.append(f"- Published, over the same {len(graded.tasks)} tasks: {100 * ratio:.1f}%.")
+    if "student" in graded.models:
+        shares = {task: graded.retention(task, "student") for task in graded.tasks}
+        firm = {task: share[0] for task, share in shares.items() if share}
+        if firm:
+            worst, best = min(firm, key=firm.get), max(firm, key=firm.get)
+            says.append(
+                f"- The student loses most on {worst} (keeps {100 * firm[worst]:.0f}%) and least on {best} "
+                f"({100 * firm[best]:.0f}%)."
+            )
+    if {"student", "twin"} <= set(graded.models):
+        gaps = {task: graded.gap(task, "student", "twin") for task in graded.tasks}
+        clear = [f"{task} ({100 * gap:+.1f}, p = {p:.3f})" for task, (gap, p) in gaps.items() if p < 0.05]
+        mean = 100 * np.mean([gap for gap, _ in gaps.values()])
+        says.append(
+            f"- Against its undistilled twin the student is {mean:+.1f} points ahead in the mean; single tasks with "
+            f"p < 0.05: {', '.join(clear) or 'none'}."
+        )
+    return "\n".join(says)
+
+
+def ablation_in_words(changes: pd.DataFrame) -> str:
+    """Which changes (points, low, high, published) are clear, and whether their order is the published one."""
+    clear = changes[(changes.low > 0) | (changes.high < 0)]
+    listed = ", ".join(f"{name} ({row.points:+.1f})" for name, row in clear.iterrows())
+    says = [f"- Clear, their interval being on one side of zero: {listed or 'none'}."]
+    both = changes.dropna()
+    if len(both) > 2:
+        worst, printed = both.points.idxmin(), both.published.idxmin()
+        agreement = both.points.corr(both.published, method="spearman")
+        says.append(f"- What costs most: {worst} here, {printed} in the paper; rank correlation {agreement:+.2f}.")
+    return "\n".join(says)
+
+
+def _ahead(runs: dict[str, np.ndarray], truth: np.ndarray, score, one: str, other: str) -> str:
+    """By how many points one model is ahead of another, and whether a paired test finds that clear."""
+    p = comparison.significance.permutation_test(runs[one], runs[other], truth, score, rounds=300)
+    middle = [100 * float(np.median([score(seed, truth) for seed in runs[name]])) for name in (one, other)]
+    sure = "clear" if p < SURE else "not clear"
+    return f"{middle[0] - middle[1]:+.1f} points, {sure} in a paired test (p = {p:.3f})"
+
+
+def imdb_in_words(found: Sequence[dict], paper: pd.Series) -> str:
+    """What the records say of one length, beside the paper's accuracies in percent by model."""
+    runs, truth = comparison.runs_of(found), unpack(found[0]["details"]["references"])
+    middle = {name: 100 * np.median((seeds == truth).mean(axis=1)) for name, seeds in runs.items()}
+    says = [f"- {MODELS[name].capitalize()}: {value:.1f}%." for name, value in middle.items()]
+    for other in ("teacher", "twin"):
+        if {"student", other} <= runs.keys():
+            gap = _ahead(runs, truth, comparison.share_equal, "student", other)
+            says.append(f"- Student against the {MODELS[other]}: {gap}.")
+    if "student" in middle and "teacher" in middle:
+        kept = 100 * middle["student"] / middle["teacher"]
+        printed = 100 * paper["DistilBERT"] / paper["BERT-base"]
+        says.append(f"- The student keeps {kept:.1f}% of its teacher's accuracy; published: {printed:.1f}%.")
+    return "\n".join(says)
+
+
+def squad_in_words(found: Sequence[dict], paper: pd.DataFrame) -> str:
+    """What the records say, beside the paper's exact match and F1 in percent (columns) by model (rows)."""
+    runs = comparison.runs_of(found, "f1")
+    zeros, says = np.zeros(next(iter(runs.values())).shape[1]), []
+    middle = {name: 100 * np.median(seeds.mean(axis=1)) for name, seeds in runs.items()}
+    if {"student", "teacher"} <= runs.keys():
+        kept, printed = middle["student"] / middle["teacher"], paper.f1["DistilBERT"] / paper.f1["BERT-base"]
+        says.append(f"- The student keeps {100 * kept:.1f}% of its teacher's F1; published: {100 * printed:.1f}%.")
+    if {"student", "twin"} <= runs.keys():
+        gap = _ahead(runs, zeros, comparison.share_right, "student", "twin")
+        says.append(f"- Against its undistilled twin the student's F1 is ahead by {gap}.")
+    if {"student", "student_d"} <= runs.keys():
+        gap = _ahead(runs, zeros, comparison.share_right, "student_d", "student")
+        printed = paper.f1["DistilBERT (D)"] - paper.f1["DistilBERT"]
+        says.append(f"- The second distillation changes F1 by {gap}; published: {printed:+.1f} points.")
+    return "\n".join(says)
+
+
+def blocks() -> dict[str, str]:
+    """The generated texts between markers in README and notebooks, by name; from committed records alone."""
+    texts = {"answer-00": _answer_claims()}
+    makers = {
+        "01": ("distillation", _pretraining),
+        "02": ("glue", _glue),
+        "03": ("imdb", _imdb),
+        "04": ("squad", _squad),
+    }
+    for number, (experiment, make) in makers.items():
+        found = _committed(experiment)
+        nothing = f"{NOTHING} (no committed records yet; run {number} with the profile `laptop`)"
+        answer, table = make(found) if found else (nothing, nothing)
+        texts |= {f"answer-{number}": answer, f"results-{number}": table}
+    return texts
+
+
+def _committed(experiment: str) -> list[dict]:
+    """The newest committed record of each unit."""
+    folder = ROOT / "results" / "laptop" / "records" / experiment
+    every = sorted(map(records.read_record, folder.glob("*.json")), key=lambda record: record["provenance"]["started"])
+    return list({records.slug(record["unit"]): record for record in every}.values())
+
+
+def _table(table: pd.DataFrame, caption: str) -> str:
+    return tables.Shown(table, caption)._repr_markdown_()
+
+
+def _answer_claims() -> str:
+    paper = tables.published("sanh2019")
+
+    def printed(model: str, metric: str) -> float:
+        return float(paper[(paper.model == model) & (paper.metric == metric)].value.iloc[0])
+
+    times = printed("BERT-base", "full_pass_seconds") / printed("DistilBERT", "full_pass_seconds")
+    fewer = 1 - printed("DistilBERT", "parameters") / printed("BERT-base", "parameters")
+    kept = printed("DistilBERT", "macro_average") / printed("BERT-base", "macro_average")
+    return (
+        f"The paper's own tables give {fewer:.0%} fewer parameters, {times:.2f} times the speed and {kept:.1%} of "
+        "BERT's GLUE score. What this machine offers and what a run costs is measured below, each time."
+    )
+
+
+def _pretraining(found: Sequence[dict]) -> tuple[str, str]:
+    metrics = ("masked_lm_loss", "kl_to_teacher", "cosine_loss", "cloze_accuracy", "parameters", "training_minutes")
+    notes = f"{tables.positions_note(found)} {tables.data_note(found)}"
+    caption = f"Profile `laptop`, pretraining on WikiText-2. {notes}"
+    return _answer_pretraining(found), _table(tables.summary(found, metrics), caption)
+
+
+def _answer_pretraining(found: Sequence[dict]) -> str:
+    by_model = {record["unit"]["model"]: record for record in found}
+    teacher, student, twin, random = (by_model[name]["metrics"] for name in ("teacher", "student", "twin", "random"))
+    fewer = 1 - student["parameters"] / teacher["parameters"]
+    cores = by_model["student"]["provenance"]["cores"]
+    gap = student["masked_lm_loss"] - twin["masked_lm_loss"]
+    return (
+        f"On real text, {student['training_minutes']:.0f} minutes on {cores} cores make a student with "
+        f"{fewer:.0%} fewer parameters and a held-out masked-LM loss of "
+        f"{student['masked_lm_loss']:.2f} nats (teacher {teacher['masked_lm_loss']:.2f}, distilled from random "
+        f"weights {random['masked_lm_loss']:.2f}). Against its undistilled twin that is {gap:+.2f}; in KL to the "
+        f"teacher it has {student['kl_to_teacher']:.2f} where the twin has {twin['kl_to_teacher']:.2f} (one seed each)."
+    )
+
+
+def _glue(found: Sequence[dict]) -> tuple[str, str]:
+    graded = comparison.Comparison(found)
+    kept = {name: graded.retention(comparison.MACRO, name) for name in ("student", "twin") if name in graded.models}
+    bare = {name: graded.retention(comparison.WITHOUT_WNLI, name) for name in kept}
+    paper = [comparison.published(name, comparison.MACRO, graded.tasks) for name in ("DistilBERT", "BERT-base")]
+    words = {
+        name: "{:.1f}% ({:.1f} to {:.1f})".format(*(100 * value for value in share)) for name, share in kept.items()
+    }
+    seeds = len(graded.seeds(graded.tasks[0], "student"))
+    answer = (
+        f"On {len(graded.tasks)} tasks with real data, {seeds} seeds each, the student keeps {words['student']} of its "
+        f"teacher's mean score, {100 * bare['student'][0]:.1f}% without WNLI; its undistilled twin {words['twin']}. "
+        f"Published, for the same tasks: {100 * paper[0] / paper[1]:.1f}%."
+    )
+    caption = "Profile `laptop`, dev scores in percent: median over seeds (range). Two metrics: their mean. Published: "
+    return answer, _table(graded.scores_table(), f"{caption}the paper's Table 1. {tables.data_note(found)}")
+
+
+def _imdb(found: Sequence[dict]) -> tuple[str, str]:
+    paper = tables.published("sanh2019", "2").query("dataset == 'imdb'").set_index("model").value.astype(float)
+    length = next(record["unit"]["length"] for record in found if record["unit"]["model"] == "teacher")
+    same = [record for record in found if record["unit"]["length"] == length]
+    right = {r["unit"]["model"]: 100 * r["metrics"]["accuracy"] for r in same}
+    longer = {r["unit"]["length"]: 100 * r["metrics"]["accuracy"] for r in found if r["unit"]["model"] == "student"}
+    reads = ", ".join(f"{accuracy:.1f}% with {tokens}" for tokens, accuracy in sorted(longer.items()))
+    answer = (
+        f"Reading {length} tokens of each review, the teacher gets {right['teacher']:.1f}%, the student "
+        f"{right['student']:.1f}%, its twin {right['twin']:.1f}%. By tokens read, the student gets {reads}. "
+        f"Published: BERT {paper['BERT-base']:.2f}%, DistilBERT {paper['DistilBERT']:.2f}%."
+    )
+    runs, truth = comparison.runs_of(same), unpack(same[0]["details"]["references"])
+    table = comparison.beside(runs, truth, comparison.share_equal, "accuracy (%)", ["teacher", "twin"])
+    return answer, _table(table, f"Profile `laptop`, {length} tokens of each review. {tables.data_note(same)}")
+
+
+def _squad(found: Sequence[dict]) -> tuple[str, str]:
+    paper = tables.published("sanh2019", "2").query("dataset == 'squad'")
+    paper = paper.pivot(index="model", columns="metric", values="value").astype(float)
+    runs = {metric: comparison.runs_of(found, metric) for metric in ("exact_match", "f1")}
+    zeros = np.zeros(next(iter(runs["f1"].values())).shape[1])
+    middle = {name: 100 * np.median(seeds.mean(axis=1)) for name, seeds in runs["f1"].items()}
+    again = _ahead(runs["f1"], zeros, comparison.share_right, "student_d", "student")
+    answer = (
+        f"Trained on a part of SQuAD, the teacher reaches an F1 of {middle['teacher']:.1f}, the student "
+        f"{middle['student']:.1f}, its twin {middle['twin']:.1f}. Distilling a second time changes the student's by "
+        f"{again}; published: {paper.f1['DistilBERT (D)'] - paper.f1['DistilBERT']:+.1f}."
+    )
+    exact = comparison.beside(runs["exact_match"], zeros, comparison.share_right, "exact match (%)", [])
+    table = exact[["exact match (%)"]].join(
+        comparison.beside(runs["f1"], zeros, comparison.share_right, "F1 (%)", ["student"])
+    )
+    return answer, _table(table, f"Profile `laptop`, SQuAD 1.1 dev. {tables.data_note(found)}")
