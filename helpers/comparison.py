@@ -95,7 +95,9 @@ class Comparison:
             best = max((self.score(task, name) for name in self.models if name != "teacher"), default=None)
             for name in self.models:
                 text = range_cell(self.score(task, name), self.seeds(task, name))
-                row[tables.MODELS[name]] = f"**{text}**" if self.score(task, name) == best else text
+                row[tables.MODELS[name]] = (
+                    f"**{text}**" if name != "teacher" and self.score(task, name) == best else text
+                )
             rows[f"{task} ({', '.join(METRIC[m] for m in metrics.GLUE[task])})" if task in metrics.GLUE else task] = row
         return pd.DataFrame(rows).T.rename_axis("task")
 

@@ -131,20 +131,23 @@ def show(space: records.Workspace, name: str, table: pd.DataFrame, caption: str)
 
 def data_note(found: Sequence[dict]) -> str:
     """What the records were measured on and with: data sets, whether they are complete, hardware, seeds, weights."""
-    sources = {(d["id"], d["config"], *d["rows"]): d for record in found for d in record["provenance"]["data"]}
-    texts = []
-    for source in sources.values():
-        rows = ", ".join(f"{count:,} {split} rows" for split, count in source["rows"].items())
-        part = " – a part only" if source.get("partial") else ""
-        capped = f", {next(iter(source['capped'].values()))}" if source.get("capped") else ""
-        texts.append(f"{source['id']} {source['config']} ({rows}{part}{capped})")
+    sets: dict[str, dict[str, dict]] = {}
+    for source in (source for record in found for source in record["provenance"]["data"]):
+        rows = sets.setdefault(source["id"], {}).setdefault(source["config"], {})
+        for split, count in source["rows"].items():
+            official = (source.get("official_rows") or {}).get(split)
+            part = f", only a part of {official:,}" if source.get("partial") else ""
+            rows[split] = source.get("capped", {}).get(split, f"{count:,} {split} rows") + part
+    texts = [
+        f"{name}: " + "; ".join(f"{config} ({', '.join(rows.values())})" for config, rows in configs.items())
+        for name, configs in sets.items()
+    ]
     machines = {describe_machine(record["provenance"]) for record in found}
     seeds = sorted({record["unit"]["seed"] for record in found if "seed" in record["unit"]})
+    drawn = f" Seeds: {', '.join(map(str, seeds))}." if seeds else ""
     random = any(m.get("weights") == "random" for record in found for m in record["provenance"]["models"])
     warning = "Random weights: speed and size only, quality means nothing. " if random else ""
-    return (
-        f"{warning}Data: {'; '.join(texts)}. Seeds: {', '.join(map(str, seeds))}. Run on {'; '.join(sorted(machines))}."
-    )
+    return f"{warning}Data: {'. '.join(texts)}.{drawn} Run on {'; '.join(sorted(machines))}."
 
 
 def positions_note(found: Sequence[dict]) -> str:
