@@ -143,8 +143,8 @@ def blocks() -> dict[str, str]:
     }
     for number, (experiment, make) in makers.items():
         found = _committed(experiment)
-        nothing = f"{NOTHING} (no committed records yet; run {number} with the profile `laptop`)"
-        answer, table = make(found) if found else (nothing, nothing)
+        nothing = f"{NOTHING} (no complete committed records yet; run {number} with the profile `laptop`)"
+        answer, table = (make(found) if found else None) or (nothing, nothing)
         texts |= {f"answer-{number}": answer, f"results-{number}": table}
     return texts
 
@@ -197,25 +197,30 @@ def _answer_pretraining(found: Sequence[dict]) -> str:
     )
 
 
-def _glue(found: Sequence[dict]) -> tuple[str, str]:
+def _glue(found: Sequence[dict]) -> tuple[str, str] | None:
     graded = comparison.Comparison(found)
-    kept = {name: graded.retention(comparison.MACRO, name) for name in ("student", "twin") if name in graded.models}
+    if not {"teacher", "student", "twin"} <= set(graded.models):
+        return None
+    kept = {name: graded.retention(comparison.MACRO, name) for name in ("student", "twin")}
     bare = {name: graded.retention(comparison.WITHOUT_WNLI, name) for name in kept}
     paper = [comparison.published(name, comparison.MACRO, graded.tasks) for name in ("DistilBERT", "BERT-base")]
     words = {
         name: "{:.1f}% ({:.1f} to {:.1f})".format(*(100 * value for value in share)) for name, share in kept.items()
     }
-    seeds = len(graded.seeds(graded.tasks[0], "student"))
+    count = len(graded.seeds(graded.tasks[0], "student"))
+    seeds = f"{count} fine-tuning seed{'s' if count > 1 else ''}"
     answer = (
-        f"On {len(graded.tasks)} tasks with real data, {seeds} seeds each, the student keeps {words['student']} of its "
-        f"teacher's mean score, {100 * bare['student'][0]:.1f}% without WNLI; its undistilled twin {words['twin']}. "
-        f"Published, for the same tasks: {100 * paper[0] / paper[1]:.1f}%."
+        f"On {len(graded.tasks)} tasks with real data, {seeds} each, the student "
+        f"keeps {words['student']} of its teacher's mean score, {100 * bare['student'][0]:.1f}% without WNLI; its "
+        f"undistilled twin {words['twin']}. Published, for the same tasks: {100 * paper[0] / paper[1]:.1f}%."
     )
     caption = "Profile `laptop`, dev scores in percent: median over seeds (range). Two metrics: their mean. Published: "
     return answer, _table(graded.scores_table(), f"{caption}the paper's Table 1. {tables.data_note(found)}")
 
 
-def _imdb(found: Sequence[dict]) -> tuple[str, str]:
+def _imdb(found: Sequence[dict]) -> tuple[str, str] | None:
+    if not {"teacher", "student", "twin"} <= {record["unit"]["model"] for record in found}:
+        return None
     paper = tables.published("sanh2019", "2").query("dataset == 'imdb'").set_index("model").value.astype(float)
     length = next(record["unit"]["length"] for record in found if record["unit"]["model"] == "teacher")
     same = [record for record in found if record["unit"]["length"] == length]
@@ -232,7 +237,9 @@ def _imdb(found: Sequence[dict]) -> tuple[str, str]:
     return answer, _table(table, f"Profile `laptop`, {length} tokens of each review. {tables.data_note(same)}")
 
 
-def _squad(found: Sequence[dict]) -> tuple[str, str]:
+def _squad(found: Sequence[dict]) -> tuple[str, str] | None:
+    if not {"teacher", "student", "student_d", "twin"} <= {record["unit"]["model"] for record in found}:
+        return None
     paper = tables.published("sanh2019", "2").query("dataset == 'squad'")
     paper = paper.pivot(index="model", columns="metric", values="value").astype(float)
     runs = {metric: comparison.runs_of(found, metric) for metric in ("exact_match", "f1")}

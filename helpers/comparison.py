@@ -21,17 +21,28 @@ METRIC = {  # as table headers say them
 
 
 class Comparison:
-    """Records of GLUE by task, model and seed. Scores are medians over seeds; macro scores are means over tasks."""
+    """Records of GLUE by task, model and seed. Scores are medians over seeds; macro scores are means over tasks.
+
+    Models that lack a task are left out, and then seeds that any cell lacks: what is compared is a whole grid.
+    """
 
     def __init__(self, found: Sequence[dict], replicates: int = 300):
         """`replicates` of the bootstrap, over rows and seeds."""
-        self.cells: dict[tuple[str, str], list[dict]] = {}
-        for record in sorted(found, key=lambda record: record["unit"]["seed"]):
-            unit = record["unit"]
-            self.cells.setdefault((unit["task"], unit["model"]), []).append(record)
-        self.tasks = [task for task in metrics.GLUE if any(task == t for t, _ in self.cells)]
-        whole = [name for name in tables.MODELS if all((task, name) in self.cells for task in self.tasks)]
-        self.models = whole if self.tasks else []  # without those that lack a task
+        by_seed = sorted(found, key=lambda record: record["unit"]["seed"])
+        self.tasks = [task for task in metrics.GLUE if any(task == record["unit"]["task"] for record in found)]
+        seeds = {}
+        for unit in (record["unit"] for record in by_seed):
+            seeds.setdefault((unit["task"], unit["model"]), set()).add(unit["seed"])
+        models = [name for name in tables.MODELS if all((task, name) in seeds for task in self.tasks)]
+        cells = [seeds[task, name] for task in self.tasks for name in models]
+        common = set.intersection(*cells) if cells else set()
+        self.models = models if common else []
+        self.cells = {
+            (task, name): [r for r in by_seed if (r["unit"]["task"], r["unit"]["model"]) == (task, name)]
+            for task in self.tasks
+            for name in self.models
+        }
+        self.cells = {key: [r for r in own if r["unit"]["seed"] in common] for key, own in self.cells.items()}
         self.replicates = replicates
 
     def seeds(self, task: str, model: str) -> np.ndarray:

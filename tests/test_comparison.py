@@ -1,0 +1,96 @@
+"""Comparisons: intervals and tests whose answers are known, and grids with holes."""
+
+import numpy as np
+import pytest
+
+from helpers import comparison, metrics, significance
+from helpers.downstream import pack
+
+
+def record(task: str, model: str, seed: int, right: float, rows: int = 400) -> dict:
+    """A made-up cell: a task of two classes, of whose rows a share is right."""
+    random = np.random.default_rng([len(model), seed, sum(map(ord, task))])
+    truth = np.arange(rows) % 2
+    guesses = np.where(random.random(rows) < right, truth, 1 - truth)
+    found = metrics.GlueMetric(task).compute(predictions=guesses, references=truth)
+    details = {"predictions": pack(guesses), "references": pack(truth)}
+    unit = {"task": task, "model": model, "seed": seed}
+    return {"unit": unit, "metrics": found | {"score": metrics.task_score(task, found)}, "details": details}
+
+
+@pytest.fixture(scope="module")
+def grid() -> list[dict]:
+    shares = {"teacher": 0.9, "student": 0.8, "twin": 0.8}
+    return [
+        record(task, model, seed, share + 0.02 * (task == "rte"))
+        for task in ("sst2", "rte", "wnli")
+        for model, share in shares.items()
+        for seed in (0, 1, 2)
+    ]
+
+
+def test_scores_are_medians_and_their_mean(grid):
+    graded = comparison.Comparison(grid, replicates=50)
+    own = [r["metrics"]["score"] for r in grid if r["unit"]["task"] == "sst2" and r["unit"]["model"] == "student"]
+    assert graded.score("sst2", "student") == np.median(own) and graded.tasks == ["sst2", "rte", "wnli"]
+    parts = [graded.score(task, "student") for task in graded.tasks]
+    assert graded.score(comparison.MACRO, "student") == pytest.approx(np.mean(parts))
+    assert graded.score(comparison.WITHOUT_WNLI, "student") == pytest.approx(np.mean(parts[:2]))
+
+
+def test_retention_and_its_interval(grid):
+    graded = comparison.Comparison(grid, replicates=300)
+    kept, low, high = graded.retention(comparison.MACRO, "student")
+    assert kept == pytest.approx(graded.score(comparison.MACRO, "student") / graded.score(comparison.MACRO, "teacher"))
+    assert low < kept < high and low < 0.89 < high and high - low < 0.12
+    single = graded.retention("sst2", "student")
+    assert single[2] - single[1] > high - low, "one task is less sure than three"
+    points, low, high = graded.difference("sst2", "teacher")
+    assert 0 < low < points < high
+
+
+def test_a_teacher_at_zero_gives_no_ratio():
+    found = [record("cola", model, seed, 0.5) for model in ("teacher", "student") for seed in (0, 1)]
+    assert comparison.Comparison(found, replicates=100).retention("cola", "student") is None
+
+
+def test_gaps_that_are_real_and_gaps_that_are_not(grid):
+    graded = comparison.Comparison(grid, replicates=300)
+    ahead, p = graded.gap("sst2", "student", "teacher")
+    assert ahead < -0.03 and p < 0.02
+    assert graded.gap("sst2", "student", "twin")[1] > 0.05
+    assert graded.gap("sst2", "student", "student") == (0.0, 1.0)
+
+
+def test_p_values_of_equal_models_are_uniform():
+    """Under the null hypothesis, one in ten p-values is below a tenth."""
+    random, below = np.random.default_rng(0), 0
+    for number in range(200):
+        truth = random.integers(2, size=60)
+        runs = [np.where(random.random((1, 60)) < 0.7, truth, 1 - truth) for _ in range(2)]
+        below += significance.permutation_test(*runs, truth, comparison.share_equal, rounds=60, seed=number) <= 0.1
+    assert 4 <= below <= 34, below
+
+
+def test_the_bootstrap_spreads_as_the_binomial_does():
+    random = np.random.default_rng(1)
+    right = (random.random((1, 500)) < 0.8).astype(float)
+    drawn = significance.resample({"m": right}, np.zeros(500), comparison.share_right, 2000, random)["m"]
+    assert drawn.std() == pytest.approx(np.sqrt(right.mean() * (1 - right.mean()) / 500), rel=0.08)
+    low, high = significance.interval(drawn)
+    assert low < right.mean() < high
+
+
+def test_holes_in_the_grid_are_left_out(grid):
+    without = [r for r in grid if not (r["unit"]["model"] == "twin" and r["unit"]["task"] == "rte")]
+    assert comparison.Comparison(without).models == ["teacher", "student"]
+    fewer = [r for r in grid if r["unit"] != {"task": "rte", "model": "student", "seed": 1}]
+    graded = comparison.Comparison(fewer)
+    assert graded.models == ["teacher", "student", "twin"] and len(graded.seeds("sst2", "teacher")) == 2
+    assert comparison.Comparison([]).models == []
+
+
+def test_published_scores_are_those_of_table_1():
+    assert comparison.published("BERT-base", "cola", []) == 56.3
+    nine = list(metrics.GLUE)
+    assert comparison.published("DistilBERT", comparison.MACRO, nine) == pytest.approx(77.0, abs=0.05)
