@@ -149,11 +149,6 @@ def task_score(task: str, metrics: Mapping[str, float]) -> float:
     return float(np.mean([metrics[name] for name in GLUE[task]]))
 
 
-def macro_score(scores: Mapping[str, float], with_wnli: bool) -> float:
-    """The mean of the tasks' scores, with or without wnli, whose dev set misleads: it repeats training sentences."""
-    return float(np.mean([score for task, score in scores.items() if with_wnli or task != "wnli"]))
-
-
 class SquadMetric(evaluate.Metric):
     """Exact match and F1 of SQuAD 1.1, in percent: `SquadMetric().compute(predictions=…, references=…)`.
 

@@ -86,11 +86,8 @@ def test_what_cannot_be_measured_is_refused(task, predictions, references, messa
         metrics.GlueMetric(task).compute(predictions=predictions, references=references)
 
 
-def test_macro_score():
-    scores = {"mrpc": metrics.task_score("mrpc", {"accuracy": 0.8, "f1": 0.9}), "wnli": 0.35, "sst2": 0.95}
-    assert scores["mrpc"] == pytest.approx(0.85)
-    assert metrics.macro_score(scores, with_wnli=True) == pytest.approx((0.85 + 0.35 + 0.95) / 3)
-    assert metrics.macro_score(scores, with_wnli=False) == pytest.approx(0.9)
+def test_what_a_task_enters_the_macro_score_with():
+    assert metrics.task_score("mrpc", {"accuracy": 0.8, "f1": 0.9}) == pytest.approx(0.85)
     mnli = {"accuracy": 0.6, "accuracy_mismatched": 0.1}
     assert metrics.task_score("mnli", mnli) == 0.6
 
