@@ -1,13 +1,13 @@
-"""Sentences that follow the numbers, whichever way they fall: for the notebooks, their title cells and the README."""
+"""Sentences that follow the numbers, whichever way they fall."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from . import ROOT, comparison, records, tables
+from . import comparison, tables
 from .downstream import unpack
-from .tables import MODELS, NOTHING
+from .tables import MODELS
 
 SURE = 0.05  # p-values below this are called clear
 
@@ -90,7 +90,7 @@ def ablation_in_words(changes: pd.DataFrame) -> str:
     return "\n".join(says)
 
 
-def _ahead(runs: dict[str, np.ndarray], truth: np.ndarray, score, one: str, other: str) -> str:
+def ahead(runs: dict[str, np.ndarray], truth: np.ndarray, score, one: str, other: str) -> str:
     """By how many points one model is ahead of another, and whether a paired test finds that clear."""
     p = comparison.significance.permutation_test(runs[one], runs[other], truth, score, rounds=300)
     middle = [100 * float(np.median([score(seed, truth) for seed in runs[name]])) for name in (one, other)]
@@ -105,7 +105,7 @@ def imdb_in_words(found: Sequence[dict], paper: pd.Series) -> str:
     says = [f"- {MODELS[name].capitalize()}: {value:.1f}%." for name, value in middle.items()]
     for other in ("teacher", "twin"):
         if {"student", other} <= runs.keys():
-            gap = _ahead(runs, truth, comparison.share_equal, "student", other)
+            gap = ahead(runs, truth, comparison.share_equal, "student", other)
             says.append(f"- Student against the {MODELS[other]}: {gap}.")
     if "student" in middle and "teacher" in middle:
         kept = 100 * middle["student"] / middle["teacher"]
@@ -123,136 +123,10 @@ def squad_in_words(found: Sequence[dict], paper: pd.DataFrame) -> str:
         kept, printed = middle["student"] / middle["teacher"], paper.f1["DistilBERT"] / paper.f1["BERT-base"]
         says.append(f"- The student keeps {100 * kept:.1f}% of its teacher's F1; published: {100 * printed:.1f}%.")
     if {"student", "twin"} <= runs.keys():
-        gap = _ahead(runs, zeros, comparison.share_right, "student", "twin")
+        gap = ahead(runs, zeros, comparison.share_right, "student", "twin")
         says.append(f"- Against its undistilled twin the student's F1 is ahead by {gap}.")
     if {"student", "student_d"} <= runs.keys():
-        gap = _ahead(runs, zeros, comparison.share_right, "student_d", "student")
+        gap = ahead(runs, zeros, comparison.share_right, "student_d", "student")
         printed = paper.f1["DistilBERT (D)"] - paper.f1["DistilBERT"]
         says.append(f"- The second distillation changes F1 by {gap}; published: {printed:+.1f} points.")
     return "\n".join(says)
-
-
-def blocks() -> dict[str, str]:
-    """The generated texts between markers in README and notebooks, by name; from committed records alone."""
-    texts = {"answer-00": _answer_claims()}
-    makers = {
-        "01": ("distillation", _pretraining),
-        "02": ("glue", _glue),
-        "03": ("imdb", _imdb),
-        "04": ("squad", _squad),
-    }
-    for number, (experiment, make) in makers.items():
-        found = _committed(experiment)
-        nothing = f"{NOTHING} (no complete committed records yet; run {number} with the profile `laptop`)"
-        answer, table = (make(found) if found else None) or (nothing, nothing)
-        texts |= {f"answer-{number}": answer, f"results-{number}": table}
-    return texts
-
-
-def _committed(experiment: str) -> list[dict]:
-    """The newest committed record of each unit."""
-    folder = ROOT / "results" / "laptop" / "records" / experiment
-    every = sorted(map(records.read_record, folder.glob("*.json")), key=lambda record: record["provenance"]["started"])
-    return list({records.slug(record["unit"]): record for record in every}.values())
-
-
-def _table(table: pd.DataFrame, caption: str) -> str:
-    return tables.Shown(table, caption)._repr_markdown_()
-
-
-def _answer_claims() -> str:
-    paper = tables.published("sanh2019")
-
-    def printed(model: str, metric: str) -> float:
-        return float(paper[(paper.model == model) & (paper.metric == metric)].value.iloc[0])
-
-    times = printed("BERT-base", "full_pass_seconds") / printed("DistilBERT", "full_pass_seconds")
-    fewer = 1 - printed("DistilBERT", "parameters") / printed("BERT-base", "parameters")
-    kept = printed("DistilBERT", "macro_average") / printed("BERT-base", "macro_average")
-    return (
-        f"The paper's own tables give {fewer:.0%} fewer parameters, {times:.2f} times the speed and {kept:.1%} of "
-        "BERT's GLUE score. What this machine offers and what a run costs is measured below, each time."
-    )
-
-
-def _pretraining(found: Sequence[dict]) -> tuple[str, str]:
-    metrics = ("masked_lm_loss", "kl_to_teacher", "cosine_loss", "cloze_accuracy", "parameters", "training_minutes")
-    notes = f"{tables.positions_note(found)} {tables.data_note(found)}"
-    caption = f"Profile `laptop`, pretraining on WikiText-2. {notes}"
-    return _answer_pretraining(found), _table(tables.summary(found, metrics), caption)
-
-
-def _answer_pretraining(found: Sequence[dict]) -> str:
-    by_model = {record["unit"]["model"]: record for record in found}
-    teacher, student, twin, random = (by_model[name]["metrics"] for name in ("teacher", "student", "twin", "random"))
-    fewer = 1 - student["parameters"] / teacher["parameters"]
-    cores = by_model["student"]["provenance"]["cores"]
-    gap = student["masked_lm_loss"] - twin["masked_lm_loss"]
-    return (
-        f"On real text, {student['training_minutes']:.0f} minutes on {cores} cores make a student with "
-        f"{fewer:.0%} fewer parameters and a held-out masked-LM loss of "
-        f"{student['masked_lm_loss']:.2f} nats (teacher {teacher['masked_lm_loss']:.2f}, distilled from random "
-        f"weights {random['masked_lm_loss']:.2f}). Against its undistilled twin that is {gap:+.2f}; in KL to the "
-        f"teacher it has {student['kl_to_teacher']:.2f} where the twin has {twin['kl_to_teacher']:.2f} (one seed each)."
-    )
-
-
-def _glue(found: Sequence[dict]) -> tuple[str, str] | None:
-    graded = comparison.Comparison(found)
-    if not {"teacher", "student", "twin"} <= set(graded.models):
-        return None
-    kept = {name: graded.retention(comparison.MACRO, name) for name in ("student", "twin")}
-    bare = {name: graded.retention(comparison.WITHOUT_WNLI, name) for name in kept}
-    paper = [comparison.published(name, comparison.MACRO, graded.tasks) for name in ("DistilBERT", "BERT-base")]
-    words = {
-        name: "{:.1f}% ({:.1f} to {:.1f})".format(*(100 * value for value in share)) for name, share in kept.items()
-    }
-    count = len(graded.seeds(graded.tasks[0], "student"))
-    seeds = f"{count} fine-tuning seed{'s' if count > 1 else ''}"
-    answer = (
-        f"On {len(graded.tasks)} tasks with real data, {seeds} each, the student "
-        f"keeps {words['student']} of its teacher's mean score, {100 * bare['student'][0]:.1f}% without WNLI; its "
-        f"undistilled twin {words['twin']}. Published, for the same tasks: {100 * paper[0] / paper[1]:.1f}%."
-    )
-    caption = "Profile `laptop`, dev scores in percent: median over seeds (range). Two metrics: their mean. Published: "
-    return answer, _table(graded.scores_table(), f"{caption}the paper's Table 1. {tables.data_note(found)}")
-
-
-def _imdb(found: Sequence[dict]) -> tuple[str, str] | None:
-    if not {"teacher", "student", "twin"} <= {record["unit"]["model"] for record in found}:
-        return None
-    paper = tables.published("sanh2019", "2").query("dataset == 'imdb'").set_index("model").value.astype(float)
-    length = next(record["unit"]["length"] for record in found if record["unit"]["model"] == "teacher")
-    same = [record for record in found if record["unit"]["length"] == length]
-    right = {r["unit"]["model"]: 100 * r["metrics"]["accuracy"] for r in same}
-    longer = {r["unit"]["length"]: 100 * r["metrics"]["accuracy"] for r in found if r["unit"]["model"] == "student"}
-    reads = ", ".join(f"{accuracy:.1f}% with {tokens}" for tokens, accuracy in sorted(longer.items()))
-    answer = (
-        f"Reading {length} tokens of each review, the teacher gets {right['teacher']:.1f}%, the student "
-        f"{right['student']:.1f}%, its twin {right['twin']:.1f}%. By tokens read, the student gets {reads}. "
-        f"Published: BERT {paper['BERT-base']:.2f}%, DistilBERT {paper['DistilBERT']:.2f}%."
-    )
-    runs, truth = comparison.runs_of(same), unpack(same[0]["details"]["references"])
-    table = comparison.beside(runs, truth, comparison.share_equal, "accuracy (%)", ["teacher", "twin"])
-    return answer, _table(table, f"Profile `laptop`, {length} tokens of each review. {tables.data_note(same)}")
-
-
-def _squad(found: Sequence[dict]) -> tuple[str, str] | None:
-    if not {"teacher", "student", "student_d", "twin"} <= {record["unit"]["model"] for record in found}:
-        return None
-    paper = tables.published("sanh2019", "2").query("dataset == 'squad'")
-    paper = paper.pivot(index="model", columns="metric", values="value").astype(float)
-    runs = {metric: comparison.runs_of(found, metric) for metric in ("exact_match", "f1")}
-    zeros = np.zeros(next(iter(runs["f1"].values())).shape[1])
-    middle = {name: 100 * np.median(seeds.mean(axis=1)) for name, seeds in runs["f1"].items()}
-    again = _ahead(runs["f1"], zeros, comparison.share_right, "student_d", "student")
-    answer = (
-        f"Trained on a part of SQuAD, the teacher reaches an F1 of {middle['teacher']:.1f}, the student "
-        f"{middle['student']:.1f}, its twin {middle['twin']:.1f}. Distilling a second time changes the student's by "
-        f"{again}; published: {paper.f1['DistilBERT (D)'] - paper.f1['DistilBERT']:+.1f}."
-    )
-    exact = comparison.beside(runs["exact_match"], zeros, comparison.share_right, "exact match (%)", [])
-    table = exact[["exact match (%)"]].join(
-        comparison.beside(runs["f1"], zeros, comparison.share_right, "F1 (%)", ["student"])
-    )
-    return answer, _table(table, f"Profile `laptop`, SQuAD 1.1 dev. {tables.data_note(found)}")

@@ -27,6 +27,7 @@ OFFICIAL_ROWS = {  # of the Hub's data sets, so that a part is never taken for t
     ("nyu-mll/glue", "qnli"): {"train": 104_743, "validation": 5_463},
     ("nyu-mll/glue", "rte"): {"train": 2_490, "validation": 277},
     ("nyu-mll/glue", "wnli"): {"train": 635, "validation": 71},
+    ("openai/gsm8k", "main"): {"train": 7_473, "test": 1_319},
     ("rajpurkar/squad", "plain_text"): {"train": 87_599, "validation": 10_570},
     ("stanfordnlp/imdb", "plain_text"): {"train": 25_000, "test": 25_000},
     ("Salesforce/wikitext", "wikitext-2-v1"): {"train": 36_718, "validation": 3_760, "test": 4_358},
@@ -87,6 +88,7 @@ def download(profile: Profile) -> list[str]:
     wanted += [("nyu-mll/glue", task, split) for task in profile.glue.tasks for split in ("train", *dev_splits(task))]
     wanted += [("stanfordnlp/imdb", "plain_text", split) for split in ("train", "test")]
     wanted += [("rajpurkar/squad", "plain_text", split) for split in ("train", "validation")]
+    wanted += [(corpus.id, corpus.heldout, "test"), *[("openai/gsm8k", "main", split) for split in ("train", "test")]]
     for data_id, config, split in wanted:
         _, source = load(profile, data_id, config, split)
         lines.append(f"{source['id']} {config} {split}: {source['rows'][split]:,} rows")
@@ -123,12 +125,20 @@ def blocks(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, length:
     Raises:
         InputError: there is no text in the documents.
     """
+    return blocks_and_documents(documents, tokenizer, length)[0]
+
+
+def blocks_and_documents(
+    documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """`blocks`, and the number of the document that each is from, int [blocks]."""
     if not any(document.strip() for document in documents):
         raise InputError("the corpus is empty: expected at least one document with text in it")
     body = length - 2
     encoded = tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]
-    cut = [ids[i : i + body] for ids in encoded for i in range(0, len(ids), body)]
-    return [np.array([tokenizer.cls_token_id, *ids, tokenizer.sep_token_id], dtype=np.int64) for ids in cut]
+    cut = [(number, ids[i : i + body]) for number, ids in enumerate(encoded) for i in range(0, len(ids), body)]
+    whole = [np.array([tokenizer.cls_token_id, *ids, tokenizer.sep_token_id], dtype=np.int64) for _, ids in cut]
+    return whole, np.array([number for number, _ in cut])
 
 
 def corpus_blocks(
@@ -140,6 +150,18 @@ def corpus_blocks(
     if cap is not None and cap < len(cut):
         cut, source = cut[:cap], source | {"capped": {split: f"{cap} of {len(cut)} blocks"}}
     return cut, source
+
+
+def problems(profile: Profile, split: str, answers: bool = True) -> tuple[list[str], dict]:
+    """GSM8K's word problems, a text each, with their worked answers or without; and their provenance.
+
+    The calculator's notes inside the answers, `<<48/2=24>>`, are taken out: nobody reads or writes them.
+    """
+    dataset, source = load(profile, "openai/gsm8k", "main", split)
+    if not answers:
+        return list(dataset["question"]), source
+    worked = [re.sub(r"<<.*?>>", "", answer) for answer in dataset["answer"]]
+    return [f"{question}\n{answer}" for question, answer in zip(dataset["question"], worked, strict=True)], source
 
 
 def token_counts(cut: Sequence[np.ndarray], vocabulary: int) -> np.ndarray:
@@ -158,12 +180,7 @@ class Masking:
     """
 
     def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        rate: float = 0.15,
-        smoothing: float = 0.0,
-        counts: np.ndarray | None = None,
-        seed: int = 0,
+        self, tokenizer: PreTrainedTokenizerBase, rate=0.15, smoothing=0.0, counts: np.ndarray | None = None, seed=0
     ):
         self.rate, self.seed, self.mask_id = rate, seed, tokenizer.mask_token_id
         self.ordinary = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)

@@ -61,7 +61,7 @@ class Downstream:
     @property
     def ready(self) -> list[dict]:
         """The units whose start is there, or can be made again from what was recorded of it."""
-        return [unit for unit in self.units if self._start_hash(unit["model"])]
+        return [unit for unit in self.units if self.start_hash(unit["model"])]
 
     @property
     def unmeasured(self) -> list[dict]:
@@ -94,12 +94,12 @@ class Downstream:
         """
         recipe = as_settings(self.recipe(unit))
         del recipe["evaluation_batch_size"]  # changes nothing but the time
-        start = self._start_hash(unit["model"]) or self.pretraining.weights(self._start(unit["model"]))
+        start = self.start_hash(unit["model"]) or self.pretraining.weights(self.origin(unit["model"]))
         settings = {"version": VERSION, "precision": self.precision, "recipe": recipe, "start": start}
         if self.profile.hub == "miniworld":
             settings["world"] = miniworld.VERSION
         if unit["model"] == DISTILLED:
-            settings |= {"teacher": self._finetuned_hash(unit | {"model": "teacher"}), "temperature": self.temperature}
+            settings |= {"teacher": self.finetuned_hash(unit | {"model": "teacher"}), "temperature": self.temperature}
         return settings
 
     @property
@@ -129,7 +129,7 @@ class Downstream:
         if self.keeps(unit):
             models.save(model, self.pretraining.tokenizer, self.checkpoint(unit))
             details["checkpoint"] = models.file_hash(self.checkpoint(unit))
-        return records.Measurement(scores | cost, sources + measured_on, self._origin(unit, model), details)
+        return records.Measurement(scores | cost, sources + measured_on, self.sources(unit, model), details)
 
     def estimated_minutes(self, units: list[dict]) -> float:
         """About how long these units take here, from a few steps of a large and of a small model.
@@ -167,15 +167,15 @@ class Downstream:
         shutil.rmtree(unfinished, ignore_errors=True)
         return model, cost
 
-    def _origin(self, unit: dict, model: PreTrainedModel) -> list[dict]:
-        return self.pretraining.sources(self._start(unit["model"]), model)
+    def sources(self, unit: dict, model: PreTrainedModel) -> list[dict]:
+        return self.pretraining.sources(self.origin(unit["model"]), model)
 
     def predict(self, unit: dict, model: PreTrainedModel, examples: list[dict]) -> list[dict[str, np.ndarray]]:
         """The model's logits for each example, in batches of the unit's recipe."""
         size, pad = self.recipe(unit).evaluation_batch_size, self.pretraining.tokenizer.pad_token_id
         return finetuning.predict(model, examples, size, pad)
 
-    def _start(self, model: str) -> dict:
+    def origin(self, model: str) -> dict:
         """The unit of notebook 01 that a model starts from."""
         if model in ("teacher", "released"):
             return {"model": model, "seed": 0}
@@ -183,15 +183,16 @@ class Downstream:
         return {"model": name, "seed": self.profile.distillation.seeds[0]}
 
     @functools.cache  # noqa: B019 (there is one of it in a notebook)
-    def _start_hash(self, model: str) -> str | None:
+    def start_hash(self, model: str) -> str | None:
+        """What the weights that a model starts from are recognised by; None where they have not been made yet."""
         try:
-            return self.pretraining.weights(self._start(model))
+            return self.pretraining.weights(self.origin(model))
         except InputError:
             return None
 
     def start(self, model: str) -> str:
         """The folder or Hub id of the pretrained model that a model starts from; trained again if it has gone."""
-        unit = self._start(model)
+        unit = self.origin(model)
         folder = self.pretraining.checkpoint(unit)
         if folder is None:
             return self.profile.teacher if unit == TEACHER else self.profile.released
@@ -199,7 +200,12 @@ class Downstream:
             self.pretraining.trained(unit)
         return str(folder)
 
-    def _finetuned_hash(self, unit: dict) -> str:
+    def finetuned_hash(self, unit: dict) -> str:
+        """What a fine-tuned model is recognised by, from its record where its checkpoint isn't there.
+
+        Raises:
+            InputError: it has not been made yet.
+        """
         folder = self.checkpoint(unit)
         if folder.is_dir():
             return models.file_hash(folder)

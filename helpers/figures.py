@@ -12,8 +12,10 @@ from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 
 from .comparison import Comparison
+from .language import STAGES
 from .records import Workspace
 from .tables import MODELS
+from .tradeoffs import front
 
 _PALETTE = sns.color_palette("colorblind")
 COLOURS = {  # of each model, in every figure
@@ -23,6 +25,13 @@ COLOURS = {  # of each model, in every figure
     "twin": _PALETTE[1],
     "random": _PALETTE[2],
     "student_d": _PALETTE[9],
+}
+STAGE_MARKERS = {"base": "o", "int8": "s", "wikitext": "^", "wikitext_int8": "v"}
+FAMILY_COLOURS = {  # of compressed variants, by technique
+    "half or full precision": (0.25, 0.25, 0.25),
+    "PyTorch int8": _PALETTE[3],
+    "bitsandbytes": _PALETTE[5],
+    "ONNX Runtime": _PALETTE[7],
 }
 PAPER = {"BERT-base": "teacher", "DistilBERT": "student"}  # the colour of each published model
 TERMS = {  # of the triple loss, as logged
@@ -201,15 +210,74 @@ def changes(found: pd.DataFrame, xlabel: str) -> Figure:
     return figure
 
 
-def by_group(groups: dict[str, pd.DataFrame], ylabel: str) -> Figure:
+def by_group(groups: dict[str, pd.DataFrame], ylabel: str, top: float | None = 100) -> Figure:
     """A panel a question: a line a model (columns) over ordered groups (index), with the number of cases below each."""
     figure, panels = plt.subplots(1, len(groups), figsize=(11, 3.4), sharey=True, layout="constrained")
     for axes, (title, frame) in zip(np.atleast_1d(panels), groups.items(), strict=True):
         labels = [f"{group}\n(n = {count:,})" for group, count in zip(frame.index, frame["n"], strict=True)]
         for model in frame.columns.drop("n"):
             axes.plot(labels, frame[model], marker="o", color=COLOURS[model], label=MODELS[model])
-        axes.set(title=title, ylim=(0, 100))
+        axes.set(title=title, ylim=(0, top))
         axes.tick_params(axis="x", labelsize=8)
     np.atleast_1d(panels)[0].set_ylabel(ylabel)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def speed_against_perplexity(points: pd.DataFrame) -> Figure:
+    """A point a model (its colour) and stage (its marker): columns model, stage, and tokens_per_s and perplexity.
+
+    Each of the two has columns _low and _high beside it, drawn as bars.
+    """
+    figure, axes = plt.subplots(figsize=(8, 4.4), layout="constrained")
+    for row in points.itertuples():
+        errors = [[row.perplexity - row.perplexity_low], [row.perplexity_high - row.perplexity]]
+        sideways = [[row.tokens_per_s - row.tokens_per_s_low], [row.tokens_per_s_high - row.tokens_per_s]]
+        style = {"color": COLOURS[row.model], "marker": STAGE_MARKERS[row.stage], "markersize": 8, "elinewidth": 1}
+        axes.errorbar(row.tokens_per_s, row.perplexity, errors, sideways, **style)
+    for model in dict.fromkeys(points.model):
+        axes.plot([], [], "o", color=COLOURS[model], label=MODELS[model])
+    for stage in dict.fromkeys(points.stage):
+        axes.plot([], [], STAGE_MARKERS[stage], color="grey", label=STAGES[stage])
+    axes.set(xlabel="tokens read a second", ylabel="perplexity over masked tokens", xlim=(0, None))
+    figure.legend(loc="outside lower center", ncols=4)
+    return figure
+
+
+def surprise(sentences: Sequence[tuple[list[str], dict[str, np.ndarray]]], longest: int = 24) -> Figure:
+    """Heat maps of how surprising each token is: a panel a sentence, a row a model, a column a token, darker for more.
+
+    Each sentence: its tokens, and by model their negative log-likelihoods in nats [tokens].
+    """
+    figure, panels = plt.subplots(len(sentences), figsize=(11, 1.9 * len(sentences)), layout="constrained")
+    for axes, (tokens, by_model) in zip(np.atleast_1d(panels), sentences, strict=True):
+        values = pd.DataFrame(by_model, index=tokens).T.rename(index=MODELS).iloc[:, :longest]
+        last = axes is np.atleast_1d(panels)[-1]
+        bar = {"cbar": last, "cbar_kws": {"label": "nats", "orientation": "horizontal", "shrink": 0.4}}
+        sns.heatmap(values, ax=axes, vmin=0, vmax=10, cmap="rocket_r", annot=True, fmt=".0f", linewidths=1, **bar)
+        axes.tick_params(axis="x", rotation=45)
+        axes.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def tradeoff(points: pd.DataFrame, cost: str, xlabel: str, ylabel: str, shown: Sequence[str] | None = None) -> Figure:
+    """Score against a cost: a point a variant, a colour a family, the front of what nothing else beats as a line.
+
+    `points`: columns family, label, score and the cost. `shown`: the families to draw, on the same axes as all of them.
+    """
+    figure, axes = plt.subplots(figsize=(9, 4.6), layout="constrained")
+    drawn = points[points.family.isin(FAMILY_COLOURS if shown is None else shown)]
+    for name, own in drawn.groupby("family", sort=False):
+        axes.plot(own[cost], own.score, "o", color=FAMILY_COLOURS[name], markersize=7, label=name)
+        if f"{cost}_low" in own:
+            axes.hlines(own.score, own[f"{cost}_low"], own[f"{cost}_high"], color=FAMILY_COLOURS[name], linewidth=1)
+    best = front(drawn, cost)
+    axes.plot(best[cost], best.score, color="grey", linewidth=1, zorder=0, label="nothing is better at less")
+    for row in best.itertuples():
+        place = {"xytext": (5, 5), "textcoords": "offset points", "fontsize": 8}
+        axes.annotate(row.label, (getattr(row, cost), row.score), **place)
+    room = max(1.0, 0.15 * np.ptp(points.score))
+    axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log", ylim=(points.score.min() - room, points.score.max() + room))
+    axes.set_xlim(points[cost].min() / 1.3, points[cost].max() * 1.6)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure

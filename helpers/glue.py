@@ -131,4 +131,4 @@ class PaddingTrial(Glue):
         details = {"seconds": taken, "accuracies": right, "precision": {n: v[0] for n, v in variants.items()}}
         scores = {name: float(value) for name, value in scores.items()}
         sources += [self.examples(unit["task"], "validation")[2]]
-        return records.Measurement(scores, sources, self._origin(unit, model), details)
+        return records.Measurement(scores, sources, self.sources(unit, model), details)

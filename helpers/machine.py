@@ -46,7 +46,7 @@ def precision(profile: Profile) -> str:
 
 def offers(folder: Path) -> dict[str, str]:
     """What a reader has to know of this machine to compare timings: a name and its value each. `folder`: whose disk."""
-    flags = [flag for flag in TELLING if flag in records.cpu()["flags"]]
+    flags = telling_flags()
     memory, disk = memory_gb(), shutil.disk_usage(_existing(folder)).free / 1e9
     table = {
         "processor": records.cpu()["model"],
@@ -60,6 +60,11 @@ def offers(folder: Path) -> dict[str, str]:
     gpu = torch.cuda.get_device_properties(0)
     text = f"{gpu.name}, capability {gpu.major}.{gpu.minor}, {gpu.total_memory / 1e9:.1f} GB"
     return table | {"GPU": text, "torch": torch.__version__}
+
+
+def telling_flags() -> list[str]:
+    """The processor's instructions that numbers and speeds depend on."""
+    return [flag for flag in TELLING if flag in records.cpu()["flags"]]
 
 
 def usable_cores() -> int:

@@ -1,13 +1,9 @@
-"""Checkpoints by name, and a student built from a teacher's layers.
-
-A teacher is any BERT or DistilBERT encoder; a student is always a DistilBERT, saved and loaded like any other.
-"""
+"""Checkpoints by name: encoders, masked-LM heads, heads for tasks; saved whole, known by their hash."""
 
 import functools
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub
@@ -21,8 +17,6 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
-    DistilBertConfig,
-    DistilBertForMaskedLM,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -34,30 +28,7 @@ from .profiles import Architecture, Profile
 transformers.logging.disable_progress_bar()  # of loading and saving, which take a second
 huggingface_hub.utils.enable_progress_bars()  # of downloads, which that has switched off too
 
-FILES = (
-    "config.json",
-    "*.safetensors",
-    "tokenizer*",
-    "vocab.txt",
-    "special_tokens_map.json",
-)  # no pickle, no code
-
-# Where a BERT layer's and head's parameters live in a DistilBERT.
-LAYER_NAMES = {
-    "attention.self.query": "attention.q_lin",
-    "attention.self.key": "attention.k_lin",
-    "attention.self.value": "attention.v_lin",
-    "attention.output.dense": "attention.out_lin",
-    "attention.output.LayerNorm": "sa_layer_norm",
-    "intermediate.dense": "ffn.lin1",
-    "output.dense": "ffn.lin2",
-    "output.LayerNorm": "output_layer_norm",
-}
-HEAD_NAMES = {
-    "cls.predictions.transform.dense": "vocab_transform",
-    "cls.predictions.transform.LayerNorm": "vocab_layer_norm",
-    "cls.predictions.decoder": "vocab_projector",
-}
+FILES = ("config.json", "*.safetensors", "tokenizer*", "vocab.txt", "special_tokens_map.json")  # no pickle, no code
 
 
 def fetch(name: str) -> tuple[Path, dict]:
@@ -198,81 +169,6 @@ def start_head(model: PreTrainedModel, counts: np.ndarray) -> None:
     predictions.bias.copy_((smoothed / smoothed.sum()).log())
 
 
-def choose_layers(available: int, wanted: int | Sequence[int]) -> list[int]:
-    """Which of the teacher's layers a student takes: those listed, or `wanted` many spread evenly from first to last.
-
-    Six of twelve are 0, 2, 4, 7, 9, 11, as in the DistilBERT authors' code.
-
-    Raises:
-        InputError: the teacher doesn't have such layers.
-    """
-    if isinstance(wanted, int):
-        if not 1 <= wanted <= available:
-            raise InputError(f"a student of {wanted} layers cannot be taken from a teacher of {available}")
-        return [int(i) for i in np.linspace(0, available - 1, wanted).round()]
-    wrong = [i for i in wanted if not 0 <= i < available]
-    if wrong or not wanted:
-        raise InputError(f"layers {list(wanted)}: the teacher has layers 0 to {available - 1}; not there: {wrong}")
-    return list(wanted)
-
-
-def student_config(teacher: PretrainedConfig, layers: int) -> DistilBertConfig:
-    """The configuration of a DistilBERT as wide as its teacher."""
-    distilled = teacher.model_type == "distilbert"
-    return DistilBertConfig(
-        vocab_size=teacher.vocab_size,
-        max_position_embeddings=teacher.max_position_embeddings,
-        n_layers=layers,
-        n_heads=teacher.num_attention_heads,
-        dim=teacher.hidden_size,
-        hidden_dim=teacher.hidden_dim if distilled else teacher.intermediate_size,
-        dropout=teacher.dropout if distilled else teacher.hidden_dropout_prob,
-        attention_dropout=teacher.attention_dropout if distilled else teacher.attention_probs_dropout_prob,
-        activation=teacher.activation if distilled else teacher.hidden_act,
-        initializer_range=teacher.initializer_range,
-        pad_token_id=teacher.pad_token_id,
-    )
-
-
-def new_student(teacher: PretrainedConfig, layers: int, seed: int) -> DistilBertForMaskedLM:
-    """A student with random weights."""
-    torch.manual_seed(seed)
-    return DistilBertForMaskedLM(student_config(teacher, layers)).eval()
-
-
-@torch.no_grad()
-def student_from_teacher(teacher: PreTrainedModel, layers: Sequence[int]) -> DistilBertForMaskedLM:
-    """A student that starts as the teacher with only the listed layers (Sanh et al. 2019, section 3).
-
-    Embeddings and masked-LM head are copied. DistilBERT has no token types: the vector that BERT adds to every token
-    of a single text, type 0, is folded into the position embeddings, so with all layers the student is the teacher.
-
-    Raises:
-        InputError: layers that the teacher doesn't have.
-    """
-    layers = choose_layers(teacher.config.num_hidden_layers, layers)
-    student = DistilBertForMaskedLM(student_config(teacher.config, len(layers)))
-    given, copied = teacher.state_dict(), {}
-    if teacher.config.model_type == "distilbert":
-        names = {
-            f"distilbert.transformer.layer.{i}.": f"distilbert.transformer.layer.{n}." for n, i in enumerate(layers)
-        }
-        names |= {prefix: prefix for prefix in ("distilbert.embeddings.", "vocab_")}
-    else:
-        names = {"bert.embeddings.": "distilbert.embeddings."}
-        names |= {f"{bert}.": f"{ours}." for bert, ours in HEAD_NAMES.items()}
-        for n, i in enumerate(layers):
-            for bert, ours in LAYER_NAMES.items():
-                names[f"bert.encoder.layer.{i}.{bert}."] = f"distilbert.transformer.layer.{n}.{ours}."
-        types = given.pop("bert.embeddings.token_type_embeddings.weight")
-        positions = "bert.embeddings.position_embeddings.weight"
-        given[positions] = given[positions] + types[0]
-    for old, new in names.items():
-        copied |= {new + key[len(old) :]: value for key, value in given.items() if key.startswith(old)}
-    student.load_state_dict(copied)
-    return student.eval()
-
-
 def encode(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Last hidden states [batch, length, width] of a masked language model's encoder; its head is not run."""
     return model.base_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
@@ -319,3 +215,35 @@ def file_hash(folder: Path) -> str:
 def size_mb(model: nn.Module) -> float:
     """The weights' size in MB of 10^6 bytes, tied ones counted once."""
     return sum(p.numel() * p.element_size() for p in model.parameters()) / 1e6
+
+
+def skeleton(kind: type, config: PretrainedConfig) -> PreTrainedModel:
+    """A model of the class without any weights, to be filled; nothing is drawn and no memory taken."""
+    with torch.device("meta"):
+        return kind(config).eval()
+
+
+def fill(model: PreTrainedModel, tensors: dict[str, Tensor], tie: bool = True) -> PreTrainedModel:
+    """Put tensors into a skeleton by their names, tie what is tied, and compute what is not saved.
+
+    Raises:
+        InputError: a weight is missing.
+    """
+    for name, value in tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        if leaf in module._parameters:
+            module._parameters[leaf] = nn.Parameter(value, requires_grad=value.is_floating_point())
+        else:
+            module._buffers[leaf] = value
+    if tie:
+        model.tie_weights()
+    for name, buffer in list(model.named_buffers()):
+        if buffer.is_meta:  # BERT's and DistilBERT's own: positions count up, token types are 0
+            owner, _, leaf = name.rpartition(".")
+            counted = torch.arange(buffer.shape[-1]) if leaf == "position_ids" else torch.zeros(buffer.shape[-1])
+            model.get_submodule(owner)._buffers[leaf] = counted.to(buffer.dtype).expand(buffer.shape)
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise InputError(f"the checkpoint lacks {name}: save it again")
+    return model

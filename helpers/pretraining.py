@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from . import InputError, cloze, data, machine, miniworld, models, records
+from . import InputError, cloze, data, machine, miniworld, models, records, students
 from .distillation import DistillationTrainer, heldout_losses, train
 from .profiles import Distillation, Profile, Training, as_settings
 
@@ -53,7 +53,7 @@ class Pretraining:
             torch.set_num_threads(profile.threads)
         shape = profile.teacher_training.architecture
         available = shape.layers if shape else models.load_config(profile.teacher).num_hidden_layers
-        self.layers = models.choose_layers(available, self.recipe.layers)
+        self.layers = students.choose_layers(available, self.recipe.layers)
 
     @property
     def units(self) -> list[dict]:
@@ -164,7 +164,7 @@ class Pretraining:
 
     def _minutes(self, unit: dict) -> float:
         teacher = self._blank_teacher().to(self.device)
-        student = models.new_student(teacher.config, len(self.layers), seed=0).to(self.device)
+        student = students.untrained(teacher.config, len(self.layers), seed=0).to(self.device)
         model, guide = (teacher, None) if unit == TEACHER else (student, None if unit["model"] == "twin" else teacher)
         minutes = 0.0
         for stage in self._stages(unit):
@@ -187,9 +187,9 @@ class Pretraining:
         if unit == TEACHER:
             model = self._untrained_teacher()
         elif name == "random":
-            model = models.new_student(teacher.config, len(self.layers), unit["seed"])
+            model = students.untrained(teacher.config, len(self.layers), unit["seed"])
         else:
-            model = models.student_from_teacher(teacher, self.layers)
+            model = students.from_teacher(teacher, self.layers)
         model.to(self.device)
         for number, stage in enumerate(self._stages(unit)):
             head_alone = unit == TEACHER and stage is self.profile.teacher_training.head

@@ -3,6 +3,7 @@
 A record is found again by its unit and its settings: changed settings mean a new measurement, never a stale number.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -22,14 +23,20 @@ import pandas as pd
 from . import ROOT, InputError
 from .profiles import Profile
 
-PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "accelerate", "numpy", "safetensors")
-CODE = (
-    "helpers",
-    "notebooks",
-    "requirements.txt",
-    "constraints.txt",
-    "run_all.sh",
-)  # what `commit` speaks of
+PACKAGES = (
+    "torch",
+    "transformers",
+    "datasets",
+    "tokenizers",
+    "accelerate",
+    "numpy",
+    "safetensors",
+    "bitsandbytes",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+)
+CODE = ("helpers", "notebooks", "requirements.txt", "constraints.txt", "run_all.sh")  # what `commit` speaks of
 RANDOM_REVISION = "0000000000"  # a revision that starts so holds weights drawn at random
 
 
@@ -138,6 +145,16 @@ def write_whole(path: Path, text: str) -> None:
         raise InputError(f"cannot write {path}: {error.strerror or error}; free it and run again") from error
 
 
+@functools.cache
+def versions() -> dict[str, str]:
+    """The versions of the packages that numbers may depend on; of an optional one, if it is there."""
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
 def provenance(started: datetime, data: list[dict], models: list[dict]) -> dict[str, Any]:
     """Where a measurement begun at `started` comes from: code, versions, hardware, data and models."""
     torch = sys.modules.get("torch")
@@ -145,7 +162,7 @@ def provenance(started: datetime, data: list[dict], models: list[dict]) -> dict[
         **_commit(),
         "started": started.isoformat(timespec="seconds"),
         "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
-        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
+        "versions": {"python": platform.python_version()} | versions(),
         "cpu": cpu()["model"],
         "cpu_flags": cpu()["flags"],
         "cores": os.cpu_count(),

@@ -169,9 +169,9 @@ def download(profile: profiles.Profile) -> int:
 
 def fill(check: bool) -> int:
     """Fill in what README and notebooks say of the committed records; the exit code."""
-    from . import answers  # slow to import, and only needed here
+    from . import generated  # slow to import, and only needed here
 
-    stale = series.fill(answers.blocks(), check)
+    stale = series.fill(generated.blocks(), check)
     print("\n".join(f"{'stale' if check else 'filled in'}: {place}" for place in stale) or "nothing is stale")
     return 1 if stale and check else 0
 

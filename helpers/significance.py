@@ -31,6 +31,15 @@ def interval(values: np.ndarray, share: float = 0.95) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def mean_interval(sums: np.ndarray, counts: np.ndarray, replicates: int = 2000) -> tuple[float, float]:
+    """The 95% bootstrap interval of a mean over tokens, texts being drawn: each text's sum and count, both [texts].
+
+    Tokens of one text are no independent evidence, so texts are drawn, with all that they have.
+    """
+    drawn = np.random.default_rng(0).integers(len(sums), size=(replicates, len(sums)))
+    return interval(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
+
+
 def permutation_test(
     first: np.ndarray, second: np.ndarray, references: np.ndarray, score: Score, rounds: int = 1000, seed: int = 0
 ) -> float:

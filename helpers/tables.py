@@ -9,6 +9,8 @@ from . import ROOT, InputError, records
 
 PUBLISHED = ROOT / "results" / "published"
 NOTHING = "–"
+# What stands where a notebook was opened alone.
+MISSING = "– run the notebooks that this one builds on, or set `store` to where their results are"
 
 
 class Column(NamedTuple):
@@ -28,7 +30,7 @@ COLUMNS = {
     "masked_token_accuracy": Column("masked tokens right (%)", 1, max, 100),
     "cloze_accuracy": Column("cloze facts right (%)", 1, max, 100),
     "parameters": Column("parameters (million)", 3, None, 1e-6),
-    "size_mb": Column("weights (MB, fp32)", 1, None),
+    "size_mb": Column("weights (MB)", 1, None),
     "training_minutes": Column("training (minutes)", 1, None),
     "training_tokens": Column("tokens seen (million)", 2, None, 1e-6),
     "tokens_per_s": Column("training speed (tokens/s)", 0, None),
@@ -106,6 +108,8 @@ class Shown:
         self.table, self.caption = table.reset_index(), caption
 
     def _repr_markdown_(self) -> str:
+        if self.table.empty:
+            return MISSING
         head = list(map(str, self.table.columns))
         body = self.table.astype(str)
         numeric = [body[name].str.fullmatch(r"[*+-]*[\d.,]+( ± [\d.]+)?%?[*]*|–|").all() for name in body.columns]
@@ -121,8 +125,11 @@ def show(space: records.Workspace, name: str, table: pd.DataFrame, caption: str)
     """Keep a table as results/<profile>/tables/<name>.csv and .md, and return it for display.
 
     `name` begins with the notebook's number; the caption says what is to be seen, on what it was measured, and n.
+    An empty table is not kept, and shown as what is missing.
     """
     shown = Shown(table, caption)
+    if table.empty:
+        return shown
     plain = shown.table.map(lambda value: value.strip("*") if isinstance(value, str) else value)
     records.write_whole(space.tables / f"{name}.csv", plain.to_csv(index=False))
     records.write_whole(space.tables / f"{name}.md", shown._repr_markdown_() + "\n")
@@ -137,9 +144,9 @@ def data_note(found: Sequence[dict]) -> str:
         for split, count in source["rows"].items():
             official = (source.get("official_rows") or {}).get(split)
             part = f", only a part of {official:,}" if source.get("partial") else ""
-            rows[split] = source.get("capped", {}).get(split, f"{count:,} {split} rows") + part
+            rows[source.get("capped", {}).get(split, f"{count:,} {split} rows") + part] = None  # once, in order
     texts = [
-        f"{name}: " + "; ".join(f"{config} ({', '.join(rows.values())})" for config, rows in configs.items())
+        f"{name}: " + "; ".join(f"{config} ({', '.join(rows)})" for config, rows in configs.items())
         for name, configs in sets.items()
     ]
     machines = {describe_machine(record["provenance"]) for record in found}

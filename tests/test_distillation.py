@@ -6,8 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from transformers import DistilBertForMaskedLM
 
-from helpers import InputError, data, distillation, models, profiles
+from helpers import InputError, data, distillation, profiles, students
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_cosine_loss_is_one_minus_the_cosine():
 @pytest.mark.parametrize("positions", ["all", "masked"])
 def test_terms_of_a_batch_equal_those_of_whole_forward_passes(teacher, tokenizer, cut, positions):
     """Gathering positions before the head must give what full logits give; padding must not count."""
-    student = models.student_from_teacher(teacher, [0, 3])
+    student = students.from_teacher(teacher, [0, 3])
     blocks = data.MaskedBlocks(cut[:6], data.Masking(tokenizer, rate=0.3))
     batch = data.Padding(tokenizer.pad_token_id)([blocks[i] for i in range(6)])
     assert not batch["attention_mask"].all(), "needs padding to be a test"
@@ -100,7 +101,7 @@ def test_splitting_a_step_into_batches_changes_no_gradient(teacher, tokenizer, c
     recipe = dataclasses.replace(recipe, positions=positions)
     after = {}
     for batch_size, accumulation in ((8, 1), (4, 2), (1, 8)):
-        student = models.student_from_teacher(teacher, [0, 3])
+        student = students.from_teacher(teacher, [0, 3])
         for module in student.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
@@ -139,7 +140,7 @@ def test_training_lowers_what_it_minimises(teacher, tokenizer, cut, recipe, tmp_
     imitate = dataclasses.replace(recipe, weight_masked_lm=0.0)
     heldout = {}
     for name, guide in (("imitate", teacher), ("predict", None)):
-        student = models.new_student(teacher.config, 2, seed=0)
+        student = students.untrained(teacher.config, 2, seed=0)
         trainer = make_trainer(student, guide, imitate, cut, tokenizer, tmp_path / name, steps=100, batch_size=8)
         log = distillation.train(trainer)
         heldout[name] = [line for line in log if "heldout_masked_lm_loss" in line]
@@ -155,7 +156,7 @@ def test_training_lowers_what_it_minimises(teacher, tokenizer, cut, recipe, tmp_
 
 
 def test_without_a_teacher_only_the_masked_lm_loss_is_minimised(teacher, tokenizer, cut, recipe, tmp_path):
-    student = models.student_from_teacher(teacher, [0, 3])
+    student = students.from_teacher(teacher, [0, 3])
     trainer = make_trainer(student, None, recipe, cut, tokenizer, tmp_path)
     log = [line for line in distillation.train(trainer) if "loss" in line]
     assert all(line["loss"] == pytest.approx(line["masked_lm"]) and "distillation" not in line for line in log)
@@ -166,7 +167,7 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(teacher, tokeni
         pass
 
     def finished(folder, kill_at=None):
-        student = models.student_from_teacher(teacher, [0, 3])
+        student = students.from_teacher(teacher, [0, 3])
         trainer = make_trainer(student, teacher, recipe, cut, tokenizer, folder, steps=12, save_minutes=1e-9)
         if kill_at:
             step = trainer.training_step
@@ -192,7 +193,7 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(teacher, tokeni
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(teacher, tokenizer, cut, recipe, tmp_path):
-    student = models.student_from_teacher(teacher, [0, 3])
+    student = students.from_teacher(teacher, [0, 3])
     with torch.no_grad():
         student.vocab_projector.bias[7] = float("nan")
     with pytest.raises(InputError, match="the loss became nan by step 1.*lower learning_rate"):
@@ -201,15 +202,15 @@ def test_a_loss_that_is_not_finite_ends_the_training(teacher, tokenizer, cut, re
 
 
 def test_models_that_do_not_fit_are_refused(teacher, tokenizer, cut, recipe, tmp_path):
-    config = models.student_config(teacher.config, 2)
+    config = students.configuration(teacher.config, 2)
     config.dim = config.hidden_size = 64
-    wide = models.DistilBertForMaskedLM(config)
+    wide = DistilBertForMaskedLM(config)
     with pytest.raises(InputError, match="the student is 64 wide, the teacher 32"):
         make_trainer(wide, teacher, recipe, cut, tokenizer, tmp_path)
 
 
 def test_heldout_losses_of_the_teacher_itself_are_zero_but_for_its_own(teacher, tokenizer, cut, recipe):
-    same = models.student_from_teacher(teacher, range(4))
+    same = students.from_teacher(teacher, range(4))
     losses = distillation.heldout_losses(
         same, teacher, data.MaskedBlocks(cut, data.Masking(tokenizer)), recipe, tokenizer.pad_token_id
     )
@@ -219,7 +220,7 @@ def test_heldout_losses_of_the_teacher_itself_are_zero_but_for_its_own(teacher, 
 
 
 def test_heldout_losses_do_not_depend_on_the_batch_size(teacher, tokenizer, cut, recipe):
-    student = models.student_from_teacher(teacher, [0, 3])
+    student = students.from_teacher(teacher, [0, 3])
     blocks = data.MaskedBlocks(cut, data.Masking(tokenizer))
     found = []
     for size in (1, 7, 40):

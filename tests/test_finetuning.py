@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
-from helpers import InputError, data, finetuning, models
+from helpers import InputError, data, finetuning, models, students
 from helpers.profiles import Recipe
 
 RECIPE = Recipe(learning_rate=1e-3, epochs=3, batch_size=4, length=16)
@@ -24,7 +24,7 @@ def folder(teacher, tokenizer, tmp_path):
 
 @pytest.fixture
 def student_folder(teacher, tokenizer, tmp_path):
-    models.save(models.student_from_teacher(teacher, [0, 3]), tokenizer, tmp_path / "student")
+    models.save(students.from_teacher(teacher, [0, 3]), tokenizer, tmp_path / "student")
     return str(tmp_path / "student")
 
 

@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import InputError, data, metrics, models, pretraining, profiles, records, squad
+from helpers import (
+    InputError,
+    data,
+    metrics,
+    models,
+    perplexity,
+    pretraining,
+    profiles,
+    records,
+    squad,
+    stages,
+    students,
+    trials,
+)
 
 pytestmark = pytest.mark.skipif("HF_ENDPOINT" not in os.environ, reason="HF_ENDPOINT is not set: no Hub to load from")
 FEW = {"corpus.train_blocks": 20, "corpus.heldout_blocks": 4, "corpus.curve_blocks": 2}
@@ -99,3 +112,22 @@ def test_squad_scores_are_torchmetrics_on_the_whole_dev_set():
     # Where nothing is left of answer and gold, SQuAD 1.1's script gives no F1 and torchmetrics gives all of it.
     assert apart == [(".", (1.0, 0.0))]
     assert 0.2 < np.mean(right) < 0.8 and len(right) == 10_570
+
+
+def test_real_sentences_all_together_are_one_token_at_a_time(tmp_path):
+    """200 sentences of WikiText-2, a student of a real encoder: both ways of masking against their plain loops."""
+    from test_perplexity import hidden_one_by_one
+
+    profile = profiles.load("laptop")
+    teacher, tokenizer, _ = models.load_masked_lm(profile.teacher)
+    student = students.from_teacher(teacher, [0, 5])
+    cut, _ = trials.Scoring(stages.Stages(profile, records.Workspace(profile, str(tmp_path)))).sentences()
+    assert len(cut) == 200
+    shortened = [np.append(ids[:-1][:15], tokenizer.sep_token_id) for ids in cut]
+    found = perplexity.pseudo_log_likelihoods(student, shortened, tokenizer)
+    for number, ids in enumerate(shortened):
+        alone = hidden_one_by_one(student, ids, tokenizer, within_word=False)
+        np.testing.assert_allclose(found.alone[number][1:-1], alone[1:-1], rtol=1e-4)
+        if any(piece.startswith("##") for piece in tokenizer.convert_ids_to_tokens(ids.tolist())):
+            alone = hidden_one_by_one(student, ids, tokenizer, within_word=True)
+        np.testing.assert_allclose(found.within_word[number][1:-1], alone[1:-1], rtol=1e-4)

@@ -13,7 +13,7 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from helpers import InputError, machine, models, profiles, records
+from helpers import InputError, machine, models, profiles, records, students
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def batch(tokenizer):
 
 
 def test_a_student_with_all_layers_reproduces_its_teacher(teacher, batch):
-    student = models.student_from_teacher(teacher, range(4))
+    student = students.from_teacher(teacher, range(4))
     inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
     real = batch["attention_mask"].bool()
     with torch.no_grad():
@@ -33,7 +33,7 @@ def test_a_student_with_all_layers_reproduces_its_teacher(teacher, batch):
 
 
 def test_a_students_layers_are_the_ones_asked_for(teacher):
-    student = models.student_from_teacher(teacher, [3, 1])
+    student = students.from_teacher(teacher, [3, 1])
     for n, i in enumerate((3, 1)):
         ours, theirs = student.distilbert.transformer.layer[n], teacher.bert.encoder.layer[i]
         assert torch.equal(ours.ffn.lin2.weight, theirs.output.dense.weight)
@@ -46,7 +46,7 @@ def test_a_distilbert_can_teach_too(tokenizer, batch):
     teacher = DistilBertForMaskedLM(
         DistilBertConfig(vocab_size=len(tokenizer), dim=32, n_layers=3, n_heads=4, hidden_dim=64)
     ).eval()
-    student = models.student_from_teacher(teacher, [0, 1, 2])
+    student = students.from_teacher(teacher, [0, 1, 2])
     with torch.no_grad():
         ours, theirs = student(**batch).logits, teacher(**batch).logits
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
@@ -64,13 +64,13 @@ def test_a_distilbert_can_teach_too(tokenizer, batch):
     ],
 )
 def test_layers_are_spread_from_first_to_last(available, wanted, layers):
-    assert models.choose_layers(available, wanted) == layers
+    assert students.choose_layers(available, wanted) == layers
 
 
 @pytest.mark.parametrize("wanted", [5, 0, [0, 4], [-1], []])
 def test_layers_that_the_teacher_lacks_are_refused(wanted):
     with pytest.raises(InputError, match="teacher"):
-        models.choose_layers(4, wanted)
+        students.choose_layers(4, wanted)
 
 
 def test_full_size_parameter_counts():
@@ -78,14 +78,14 @@ def test_full_size_parameter_counts():
     from transformers import BertConfig
 
     with torch.device("meta"):
-        student = DistilBertForMaskedLM(models.student_config(BertConfig(), 6))
+        student = DistilBertForMaskedLM(students.configuration(BertConfig(), 6))
         student.tie_weights()
     assert models.parameters(student) == 66_985_530
     assert models.parameters(student.distilbert) == 66_362_880
 
 
 def test_a_saved_student_is_loaded_by_anyone(teacher, tokenizer, tmp_path, batch):
-    student = models.student_from_teacher(teacher, [0, 3])
+    student = students.from_teacher(teacher, [0, 3])
     models.save(student, tokenizer, tmp_path / "student")
     again = AutoModelForMaskedLM.from_pretrained(tmp_path / "student").eval()
     with torch.no_grad():
@@ -109,7 +109,7 @@ def test_a_missing_head_is_noticed_and_started_well(teacher, tokenizer, tmp_path
 
 
 def test_vocabulary_logits_equal_the_models_own(teacher, batch):
-    for model in (teacher, models.student_from_teacher(teacher, [0, 3])):
+    for model in (teacher, students.from_teacher(teacher, [0, 3])):
         inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
         with torch.no_grad():
             hidden = models.encode(model, **inputs)
@@ -164,6 +164,6 @@ def test_a_gpu_that_is_not_there_is_refused():
 
 
 def test_config_of_a_checkpoint_says_what_it_is(teacher, tokenizer, tmp_path):
-    models.save(models.student_from_teacher(teacher, [0]), tokenizer, tmp_path / "s")
+    models.save(students.from_teacher(teacher, [0]), tokenizer, tmp_path / "s")
     config = json.loads((tmp_path / "s" / "config.json").read_text())
     assert (config["model_type"], config["n_layers"], config["dim"]) == ("distilbert", 1, 32)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from bs4 import BeautifulSoup
 
@@ -81,14 +82,27 @@ def executed(tmp_path_factory) -> Path:
 
 def test_the_series_makes_records_tables_and_figures(executed):
     made = {path.relative_to(executed).as_posix() for path in executed.rglob("*") if path.is_file()}
-    expected = {"distillation": 10, "ablation": 4 + 4 * 2, "glue": 9 * 4 * 2, "speed": 1, "imdb": 3 + 1, "squad": 4}
+    expected = {"distillation": 10, "ablation": 4 + 4 * 2, "glue": 9 * 4 * 2, "speed": 1 + 2, "imdb": 3 + 1, "squad": 4}
+    expected["quantization"] = 2 * 13 + 10  # the variants on two tasks; the losses of those that PyTorch runs
+    expected["perplexity"] = (
+        3 * 5 * 3 + (3 * 7 + 1) * 2 + 1
+    )  # the grid; the mistakes, most at three stages, on two texts
     for experiment, count in expected.items():
         assert len([path for path in made if path.startswith(f"results/mini/records/{experiment}/")]) == count
     tables = ("00_claims", "01_pretraining", "01_cloze", "01_size", "01_ablation", "02_scores", "02_retention")
-    for name in (*tables, "02_gaps", "02_padding", "03_imdb", "03_truncation", "04_squad", "04_ask"):
+    for name in (
+        *tables,
+        "02_gaps",
+        "02_padding",
+        "03_imdb",
+        "03_truncation",
+        "04_squad",
+        "05_mistakes",
+        "06_variants",
+    ):
         assert f"results/mini/tables/{name}.csv" in made and f"results/mini/tables/{name}.md" in made
     figures = ("00_published_glue", "01_teacher", "01_soft_targets", "01_loss_terms", "01_heldout", "01_ablation")
-    for name in (*figures, "02_glue", "03_lengths", "03_by_length", "03_reading_on", "04_squad", "04_by_word"):
+    for name in (*figures, "02_glue", "03_lengths", "03_by_length", "03_reading_on", "05_surprise", "06_latency"):
         assert f"figures/mini/{name}.png" in made
     for path in SOURCES:
         assert f"results/mini/notebooks/{path.name}" in made and f"results/mini/report/{path.stem}.html" in made
@@ -127,6 +141,21 @@ def test_the_models_come_out_in_order(executed):
     facts = frame.set_index("model").cloze_accuracy
     assert facts["teacher"] > 0.4, "a teacher that knows nothing of its world can teach nothing"
     assert facts["student"].min() > facts["random"].max()
+
+
+def test_perplexities_come_out_in_order(executed):
+    frame = records.Workspace(profiles.load("mini"), str(executed)).read("perplexity")
+    grid = frame[frame.mistake.isna()].set_index(["model", "stage", "text"])
+    loss, pseudo = grid.masked_lm_loss, grid.pseudo_perplexity
+    assert loss["teacher", "base", "wikitext"] < loss["student", "base", "wikitext"] < 4 < 7.3  # nats of guessing
+    assert loss["student", "wikitext", "wikitext"] < loss["student", "base", "wikitext"] - 0.05
+    assert loss["student", "gsm8k", "gsm8k_answers"] < loss["student", "base", "gsm8k_answers"] - 1
+    for model in ("teacher", "student", "twin"):
+        assert abs(loss[model, "int8", "wikitext"] - loss[model, "base", "wikitext"]) < 0.05
+        assert grid.size_mb[model, "int8", "wikitext"] < 0.7 * grid.size_mb[model, "base", "wikitext"]
+        assert 0.5 < np.log(pseudo[model, "base", "wikitext"]) / loss[model, "base", "wikitext"] < 1.5
+    wrong = frame[frame.mistake.notna() & (frame.stage == "base")].set_index(["mistake", "text"]).perplexity
+    assert wrong["nothing masked", "wikitext"] < 1.5 < wrong["right", "wikitext"] < wrong["padding scored", "wikitext"]
 
 
 def test_the_executed_notebooks_can_be_read_anywhere(executed):

@@ -298,7 +298,7 @@ def test_no_kernel_outlives_the_runner(project, number):
 
 def test_generated_text_is_filled_in_and_checked(project):
     blocks = {"glance": "| a |\n|---|\n| 1 |", "answer": "yes, mostly"}
-    (project / "helpers/answers.py").write_text(f"def blocks():\n    return {blocks}\n")
+    (project / "helpers/generated.py").write_text(f"def blocks():\n    return {blocks}\n")
     (project / "README.md").write_text("Results:\n\n<!-- begin glance -->\n<!-- end glance -->\n\nEnd.\n")
     add_notebook(project, "01_first", text="# So far\n\nDoes it? <!-- begin answer -->?<!-- end answer -->")
     check = execute(project, "--fill", "--check")

@@ -1,0 +1,44 @@
+"""What `speed.alone` runs in a process of its own: load a model, ask it once, say how long it took and what it held.
+
+python -m helpers.probe FOLDER TEXT THREADS BARE STARTED, with BARE 1 to leave the model out and STARTED the time at
+which the process was started. The last line of its output is JSON.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from . import runners
+
+
+def resident() -> dict[str, float]:
+    """Resident memory in MB of 10^6 bytes: its peak, what is the process' own now, and what could be read again.
+
+    Linux' own count for the process; `getrusage` would start from the peak of the process that started this one.
+    """
+    names = {"VmHWM": "peak_memory_mb", "RssAnon": "anonymous_mb", "RssFile": "file_backed_mb"}
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return {ours: int(lines[name].split()[0]) * 1024 / 1e6 for name, ours in names.items()}  # they come in kB
+
+
+def main(folder: Path, text: str, threads: int, bare: bool, started: float) -> dict:
+    """Times in seconds, memory in MB of 10^6 bytes, and the logits of the answer."""
+    begun = time.time()
+    runners.imports(folder)
+    imported = time.time()
+    inputs = runners.tokenizer(folder)(text)
+    run = None if bare else runners.load(folder, threads)
+    loaded = time.time()
+    logits = [] if run is None else run(inputs).ravel()[:8].tolist()
+    ended = time.time()
+    held = resident()
+    weights = 0 if run is None else run.touch()
+    held |= {"whole_peak_memory_mb": resident()["peak_memory_mb"], "footprint_mb": weights / 1e6}
+    times = {"imports_s": imported - begun, "loading_s": loaded - imported, "first_s": ended - loaded}
+    return times | {"cold_start_s": ended - started, "logits": logits} | held
+
+
+if __name__ == "__main__":
+    folder, text, threads, bare, started = sys.argv[1:]
+    print(json.dumps(main(Path(folder), text, int(threads), bare == "1", float(started))))

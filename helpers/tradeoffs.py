@@ -1,0 +1,122 @@
+"""Compressed variants side by side: what each costs in accuracy and buys in size, memory and time."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from . import compression, metrics, significance, tables
+from .downstream import unpack
+from .language import of
+
+FAMILIES = {"fp32": "half or full precision", "bf16": "half or full precision", "fp16": "half or full precision"}
+BY_START = {"torch": "PyTorch int8", "bnb": "bitsandbytes", "onnx": "ONNX Runtime"}
+
+
+def family(variant: str) -> str:
+    """The technique that a variant belongs to; each has its colour in the figures."""
+    return FAMILIES.get(variant) or BY_START[variant.split("_")[0]]
+
+
+def frame(found: Sequence[dict]) -> pd.DataFrame:
+    """A row a record: its unit, its metrics, the label and the family of its variant, its score in percent."""
+    rows = [record["unit"] | record["metrics"] for record in found]
+    made = pd.DataFrame(rows)
+    if len(
+        made
+    ):  # all latencies on one scale: fp32's in each task and model, by the ratio that was measured in one run
+        base = made[made.variant == compression.BASE].set_index(["task", "model"]).latency_p50_ms
+        own = pd.Series([base.get((row.task, row.model), np.nan) for row in made.itertuples()], made.index)
+        for end, by in (("", ""), ("_low", "_high"), ("_high", "_low")):
+            made[f"latency_ms{end}"] = own / made[f"latency_times_as_fast{by}"]
+        made["label"] = made.variant.map(compression.LABELS)
+        made["family"] = made.variant.map(family)
+        made["score"] = 100 * made.score
+    return made
+
+
+def p_value(record: dict, reference: dict) -> float:
+    """Of the difference in score between a variant and fp32, by swapping their answers row by row."""
+    answers = [unpack(one["details"]["predictions"])[None] for one in (record, reference)]
+    truth = unpack(record["details"]["references"])
+    task = record["unit"]["task"]
+
+    def score(guesses: np.ndarray, references: np.ndarray) -> float:
+        return metrics.quick_score(task, guesses, references)
+
+    return significance.permutation_test(*answers, truth, score, rounds=2000)
+
+
+def table(found: Sequence[dict], task: str, model: str, missing: dict[str, str]) -> pd.DataFrame:
+    """A row a variant of one model on one task. `missing`: variants that can't be had here, with the reason."""
+    own = of(found, task=task, model=model)
+    base = next((record for record in own if record["unit"]["variant"] == compression.BASE), None)
+    rows = {}
+    for record in own:
+        scores, variant = record["metrics"], record["unit"]["variant"]
+        row = {"score (%)": f"{100 * scores['score']:.1f}", "agrees with fp32 (%)": f"{100 * scores['agreement']:.1f}"}
+        row["p"] = tables.NOTHING if record is base or base is None else _p(p_value(record, base))
+        row["size (MB)"] = f"{scores['size_mb']:,.1f}"
+        row["peak memory (MB)"] = _number(scores, "peak_memory_mb", 0)
+        row["latency p50, p95 (ms)"] = f"{scores['latency_p50_ms']:.1f}, {scores['latency_p95_ms']:.1f}"
+        row["times as fast, one row"] = _ratio(scores, "latency")
+        row["rows/s, batch"] = f"{scores['samples_per_s']:,.0f}"
+        row["times as fast, batch"] = _ratio(scores, "throughput")
+        rows[compression.LABELS[variant]] = row | {"cold start (s)": _number(scores, "cold_start_s", 2)}
+    for variant, reason in missing.items() if own else ():
+        rows[f"{compression.LABELS[variant]} (– {reason})"] = {"score (%)": tables.NOTHING}
+    return pd.DataFrame(rows).T.fillna(tables.NOTHING).rename_axis("variant")
+
+
+def _p(value: float) -> str:
+    return "< 0.01" if value < 0.01 else f"{value:.2f}"
+
+
+def _number(scores: dict, metric: str, decimals: int) -> str:
+    return f"{scores[metric]:,.{decimals}f}" if metric in scores else tables.NOTHING
+
+
+def _ratio(scores: dict, what: str) -> str:
+    return "{:.2f} ({:.2f} to {:.2f})".format(*(scores[f"{what}_times_as_fast{end}"] for end in ("", "_low", "_high")))
+
+
+def front(points: pd.DataFrame, cost: str, gain: str = "score") -> pd.DataFrame:
+    """The rows that no other one beats: none costs less and gains as much (the Pareto front), the cheapest first."""
+    ordered = points.sort_values([cost, gain], ascending=[True, False])
+    return ordered[ordered[gain] > ordered[gain].astype(float).cummax().shift(fill_value=-np.inf)]
+
+
+def holm(p_values: dict[str, float], level: float = 0.05) -> set[str]:
+    """Which of several differences are clear at a level when so many were looked at (Holm 1979)."""
+    found: set[str] = set()
+    for number, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        if p > level / (len(p_values) - number):
+            break
+        found.add(name)
+    return found
+
+
+def in_words(found: Sequence[dict], task: str, model: str) -> str:
+    """Which variants are worth it, in sentences that follow the numbers whichever way they fall."""
+    own = frame(of(found, task=task, model=model))
+    if not len(own) or set(own.variant) == {compression.BASE} or compression.BASE not in set(own.variant):
+        return ""
+    base, rest = own[own.variant == compression.BASE].iloc[0], own[own.variant != compression.BASE]
+    says = []
+    for what, metric, best, text in (
+        ("fastest for one row", "latency_times_as_fast", "max", "{:.1f} times as fast as fp32"),
+        ("fastest for a batch", "throughput_times_as_fast", "max", "{:.1f} times as fast as fp32"),
+        ("smallest", "size_mb", "min", "{:.1f} MB, where fp32 has " + f"{base.size_mb:.1f}"),
+    ):
+        row = rest.loc[rest[metric].idxmax() if best == "max" else rest[metric].idxmin()]
+        change = f"score {row.score - base.score:+.1f} points"
+        says.append(f"- The {what}: {row.label}, {text.format(row[metric])}, {change}.")
+    slow = rest[rest.latency_times_as_fast_high < 1]
+    if len(slow):
+        says.append(f"- Slower than fp32 for one row: {'; '.join(slow.label)}.")
+    (reference,) = of(found, task=task, model=model, variant=compression.BASE)
+    others = [record for record in of(found, task=task, model=model) if record is not reference]
+    clear = holm({record["unit"]["variant"]: p_value(record, reference) for record in others})
+    listed = [f"{r.label} ({r.score - base.score:+.1f})" for r in rest.itertuples() if r.variant in clear]
+    says.append(f"- Scores clearly other than fp32's (Holm, {len(others)} comparisons): {'; '.join(listed) or 'none'}.")
+    return "\n".join(says)

@@ -1,0 +1,100 @@
+"""Variants side by side: tables and sentences from records whose answers are known, and what is refused."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers import InputError, compression, edge, figures, profiles, quantization, records, tables, tradeoffs
+from helpers.downstream import pack
+
+TRUTH = np.array([0, 1] * 100)
+
+
+def record(variant: str, wrong: int, ratio: float = 1.0, size: float = 40.0, **extra) -> dict:
+    """A record of a variant that gets the first `wrong` rows wrong and is `ratio` times as fast as fp32."""
+    guesses = np.where(np.arange(200) < wrong, 1 - TRUTH, TRUTH)
+    share = float((guesses == TRUTH).mean())
+    scores = {"accuracy": share, "score": share, "agreement": share, "size_mb": size, "samples_per_s": 10.0}
+    scores |= {"latency_p50_ms": 20 / ratio, "latency_p95_ms": 30 / ratio}
+    for what in ("latency", "throughput"):
+        ends = {"": ratio, "_low": 0.9 * ratio, "_high": 1.1 * ratio}
+        scores |= {f"{what}_times_as_fast{end}": value for end, value in ends.items()}
+    details = {"predictions": pack(guesses), "references": pack(TRUTH)}
+    unit = {"task": "sst2", "model": "student", "variant": variant}
+    return {"unit": unit, "metrics": scores | extra, "details": details}
+
+
+@pytest.fixture
+def found() -> list[dict]:
+    return [
+        record("fp32", 20, peak_memory_mb=90.0, cold_start_s=2.5),
+        record("torch_int8", 21, ratio=3.0, size=20.0),
+        record("onnx_int8", 22, ratio=4.0, size=21.0),
+        record("bnb_fp4", 60, ratio=0.5, size=15.0),
+    ]
+
+
+def test_the_table_has_a_row_a_variant_and_one_for_what_is_missing(found):
+    table = tradeoffs.table(found, "sst2", "student", {"bnb_nf4": "bitsandbytes is not installed"})
+    assert list(table.index[:1]) == ["fp32"] and table.loc["fp32", "p"] == tables.NOTHING
+    slow = table.loc["fp4 (bitsandbytes)"]
+    assert slow["p"] == "< 0.01" and slow["times as fast, one row"] == "0.50 (0.45 to 0.55)"
+    assert float(table.loc["int8, linear layers (PyTorch dynamic)", "p"]) > 0.5
+    assert table.loc["fp32", "peak memory (MB)"] == "90" and slow["peak memory (MB)"] == tables.NOTHING
+    assert table.index[-1] == "nf4 (bitsandbytes) (– bitsandbytes is not installed)"
+    assert tradeoffs.table([], "sst2", "student", {"bnb_nf4": "why"}).empty
+
+
+def test_sentences_follow_the_numbers(found):
+    words = tradeoffs.in_words(found, "sst2", "student")
+    assert (
+        "fastest for one row: int8, linear layers (ONNX Runtime), 4.0 times as fast as fp32, score -1.0 points" in words
+    )
+    assert "smallest: fp4 (bitsandbytes), 15.0 MB, where fp32 has 40.0, score -20.0 points" in words
+    assert "Slower than fp32 for one row: fp4 (bitsandbytes)." in words
+    assert "(Holm, 3 comparisons): fp4 (bitsandbytes) (-20.0)." in words
+    assert tradeoffs.in_words(found[:1], "sst2", "student") == tradeoffs.in_words([], "sst2", "student") == ""
+
+
+def test_many_comparisons_need_smaller_p_values():
+    assert tradeoffs.holm({"a": 0.01, "b": 0.02, "c": 0.04}) == {"a", "b", "c"}
+    assert tradeoffs.holm({"a": 0.02, "b": 0.03, "c": 0.04}) == set()
+    assert tradeoffs.holm({}) == set()
+
+
+def test_the_front_is_what_nothing_else_beats():
+    points = pd.DataFrame({"name": list("abcde"), "cost": [1, 2, 2, 3, 4], "score": [70, 80, 75, 80, 90]})
+    assert list(tradeoffs.front(points, "cost").name) == ["a", "b", "e"]
+
+
+def test_latencies_are_on_one_scale(found):
+    """A variant that was measured while the machine was slow has its ratio to tell."""
+    found[1]["metrics"]["latency_p50_ms"] = 500.0
+    frame = tradeoffs.frame(found).set_index("variant")
+    assert frame.latency_ms["fp32"] == 20 and frame.latency_ms["torch_int8"] == pytest.approx(20 / 3)
+    assert frame.latency_ms_low["torch_int8"] < frame.latency_ms["torch_int8"] < frame.latency_ms_high["torch_int8"]
+    figure = figures.tradeoff(tradeoffs.frame(found), "latency_ms", "ms", "score")
+    labels = {text.get_text() for text in figure.axes[0].texts}
+    assert labels == {"int8, linear layers (PyTorch dynamic)", "int8, linear layers (ONNX Runtime)", "fp32"}
+
+
+def test_every_variant_has_a_family_with_a_colour():
+    assert {tradeoffs.family(name) for name in compression.LABELS} == set(figures.FAMILY_COLOURS)
+
+
+def test_variants_are_checked_and_fp32_is_always_there(tmp_path, monkeypatch):
+    def made(**own):
+        profile = profiles.load("mini", {f"quantization.{name}": value for name, value in own.items()})
+        return compression.Compression(profile, records.Workspace(profile, str(tmp_path)))
+
+    for own in ({"variants": ["int3"]}, {"isolated": ["int3"]}):
+        with pytest.raises(InputError, match="unknown variant 'int3': expected some of fp32, bf16"):
+            made(**own)
+    experiment = made(variants=["onnx_int8", "bnb_nf4"])
+    assert [unit["variant"] for unit in experiment.units[:3]] == ["fp32", "onnx_int8", "bnb_nf4"]
+    assert experiment.ready == [] and "student: – run 01 and 02" in experiment.plan()
+    monkeypatch.setattr(quantization, "why_not", lambda name, cut=False: "no bits here" if "nf4" in name else None)
+    monkeypatch.setattr(edge, "why_not", lambda: "onnx not installed")
+    again = made(variants=["onnx_int8", "bnb_nf4"])
+    assert again.missing == {"onnx_int8": "onnx not installed", "bnb_nf4": "no bits here"}
+    assert "nf4 (bitsandbytes): – no bits here" in again.plan()

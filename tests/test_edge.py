@@ -1,0 +1,96 @@
+"""What is exported gives PyTorch's answers at any batch size and length; int8 is near and small."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertForMaskedLM,
+    DistilBertForSequenceClassification,
+)
+
+from helpers import InputError, edge, pruning, records, runners, speed, students
+
+
+def make(kind: str):
+    torch.manual_seed(0)
+    shape = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512}
+    config = BertConfig(vocab_size=2000, num_labels=3, max_position_embeddings=64, **shape)
+    distilled = students.configuration(config, 2)
+    distilled.num_labels = 3
+    model = {
+        "bert": lambda: BertForSequenceClassification(config),
+        "distilbert": lambda: DistilBertForSequenceClassification(distilled),
+        "masked_lm": lambda: DistilBertForMaskedLM(distilled),
+    }[kind]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def inputs(batch: int, length: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(batch * length)
+    mask = np.ones((batch, length), dtype=np.int64)
+    mask[0, length // 2 :] = 0  # padding
+    types = np.zeros((batch, length), dtype=np.int64)
+    types[:, length // 3 :] = 1
+    return {"input_ids": random.integers(5, 2000, (batch, length)), "attention_mask": mask, "token_type_ids": types}
+
+
+def answer(model, given) -> np.ndarray:
+    names = ("input_ids", "attention_mask") + (("token_type_ids",) if model.config.model_type == "bert" else ())
+    with torch.no_grad():
+        return model(**{name: torch.from_numpy(given[name]) for name in names}).logits.numpy()
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "masked_lm"])
+def test_what_is_exported_gives_the_same_answers(kind, tmp_path, capfd):
+    model = make(kind)
+    if kind == "distilbert":  # one that has been cut, too
+        pruning.cut(model, pruning.choose(pruning.magnitude(model), 0.5))
+    edge.export(model, tmp_path, tmp_path / "fp32")
+    edge.mobile(tmp_path / "fp32", tmp_path / "ort")
+    assert not capfd.readouterr().err, "an export says nothing"
+    assert {path.name for path in (tmp_path / "ort").iterdir()} == {"model.ort", "variant.json"}
+    for folder in ("fp32", "ort"):
+        run = runners.load(tmp_path / folder, threads=1)
+        for shape in ((1, 3), (2, 16), (5, 33)):
+            np.testing.assert_allclose(run(inputs(*shape)), answer(model, inputs(*shape)), atol=1e-4)
+    edge.quantize(tmp_path / "fp32", tmp_path / "int8")
+    edge.quantize(tmp_path / "fp32", tmp_path / "small", embeddings=True)
+    for folder in ("int8", "small"):
+        found, full = runners.load(tmp_path / folder, threads=1)(inputs(5, 33)), answer(model, inputs(5, 33))
+        assert 1e-6 < np.abs(found - full).mean() < 0.1 * full.std(), folder
+    matrices = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
+    embedded = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
+    sizes = {folder: 1e6 * speed.size_mb(tmp_path / folder) for folder in ("fp32", "int8", "small")}
+    if kind != "masked_lm":  # there, the head is the embeddings' twin
+        assert sizes["fp32"] - sizes["int8"] == pytest.approx(3 * matrices, rel=0.1)
+        assert sizes["int8"] - sizes["small"] == pytest.approx(3 * embedded, rel=0.1)
+    assert sizes["small"] < (0.5 if kind == "masked_lm" else 0.4) * sizes["fp32"]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], "nothing half-made is left"
+
+
+@pytest.mark.parametrize(
+    ("flags", "reduced"),
+    [(["avx2", "avx512_vnni"], False), (["avx2", "avx_vnni"], False), (["avx2"], True), (["asimd"], False)],
+)
+def test_seven_bits_where_eight_overflow(flags, reduced, monkeypatch):
+    monkeypatch.setattr(records, "cpu", lambda: {"flags": flags, "model": "a cpu"})
+    assert edge.needs_reduced_range() is reduced
+
+
+def test_bad_input_is_refused_in_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"expected one exported model \(\*.onnx\), found 0: export it first"):
+        edge.quantize(tmp_path, tmp_path / "int8")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "model.onnx").write_bytes(b"half of a model")
+    with pytest.raises(InputError, match="model.onnx: ONNX Runtime cannot load it: "):
+        runners.load(broken, threads=1)
+    (broken / "variant.json").write_text('{"variant": "onnx_fp32"}')
+    with pytest.raises(InputError, match="could not be made: "):
+        edge.mobile(broken, tmp_path / "ort")
+    assert not (tmp_path / "ort").exists()
