@@ -191,6 +191,10 @@ def run(options: argparse.Namespace) -> int:
         return download(profile)
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # not another kernel called python3, of the user's own
     os.chdir(ROOT)
+    if sys.platform == "linux":
+        from . import kernels  # forks, which other systems lack or bear badly
+
+        kernels.keep_warm(set().union(*(notebook.imports for notebook in notebooks)))
     workspace = Workspace(profile, parameters.get("store"))
     workspace.notebooks.mkdir(parents=True, exist_ok=True)
     for number in (signal.SIGINT, signal.SIGTERM):

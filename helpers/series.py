@@ -30,6 +30,7 @@ class Notebook:
     needs: frozenset[str]  # numbers
     times: bool
     experiments: frozenset[str]
+    imports: frozenset[str]  # modules
 
     @property
     def name(self) -> str:
@@ -48,7 +49,21 @@ def read(path: Path) -> Notebook:
     parameters = frozenset(ast.unparse(target) for line in lines for target in line.targets)
     series = notebook.metadata.get("series", {})
     needs, experiments = (frozenset(series.get(key, ())) for key in ("needs", "experiments"))
-    return Notebook(path, parameters, needs, series.get("times", False), experiments)
+    imports = frozenset().union(*(_imports(cell.source) for cell in notebook.cells if cell.cell_type == "code"))
+    return Notebook(path, parameters, needs, series.get("times", False), experiments, imports)
+
+
+def _imports(source: str) -> set[str]:
+    """The modules that a cell imports; for `from a import b`, where `b` may be one itself, `a` and `a.b`."""
+    try:
+        lines = ast.parse(source).body
+    except SyntaxError:  # running the cell will tell
+        return set()
+    names = {alias.name for line in lines if isinstance(line, ast.Import) for alias in line.names}
+    for line in lines:
+        if isinstance(line, ast.ImportFrom):
+            names |= {line.module} | {f"{line.module}.{alias.name}" for alias in line.names}
+    return names
 
 
 def select(only: str | None = None) -> list[Notebook]:

@@ -296,6 +296,29 @@ def test_no_kernel_outlives_the_runner(project, number):
         assert code == 128 + number and "stopped" in err
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="kernels are forks on Linux only")
+def test_kernels_share_imported_modules_and_no_state(project):
+    (project / "helpers/slow.py").write_text("import os\nprint(os.getpid(), file=open('imported', 'a'))\nmark = None\n")
+    spoil = "from helpers import slow\nassert slow.mark is None and 'MARK' not in os.environ and not Path('x').exists()"
+    spoil += "\nslow.mark = os.environ['MARK'] = 'left behind'\nos.chdir('notebooks')\nPath('x').touch()"
+    for name in ("01_first", "02_second"):
+        add_notebook(project, name, spoil)
+    code, _, err = execute(project)
+    assert code == 0, err
+    kernels = {entry["pid"] for entry in logged(project).values()}
+    (imported_in,) = (project / "imported").read_text().split()
+    assert len(kernels) == 2 and int(imported_in) not in kernels
+
+
+def test_a_broken_module_is_the_notebooks_own_failure(project):
+    (project / "helpers/broken.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')")
+    add_notebook(project, "01_bad", "from helpers import broken")
+    add_notebook(project, "02_good")
+    code, out, err = execute(project)
+    assert code == 1 and "02_good  done" in out
+    assert "OSError: libcudart.so.12" in err and "from helpers import broken" in err
+
+
 def test_generated_text_is_filled_in_and_checked(project):
     blocks = {"glance": "| a |\n|---|\n| 1 |", "answer": "yes, mostly"}
     (project / "helpers/generated.py").write_text(f"def blocks():\n    return {blocks}\n")
