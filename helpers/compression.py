@@ -1,25 +1,22 @@
-"""The experiments of notebook 06: quantized variants, their answers, size, speed and memory, and their losses."""
+"""The experiments of notebook 06: the quantized variants of fine-tuned models, and of the pretrained student."""
 
 import functools
-from collections.abc import Sequence
+import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from . import InputError, data, downstream, edge, glue, machine, metrics, models, quantization, records, runners, speed
+from . import InputError, edge, machine, quantization, records, speed
 from .distillation import heldout_losses
 from .pretraining import TEACHER, Pretraining
 from .profiles import Profile, as_settings
+from .variants import BASE, VERSION, Variants
 
-VERSION = 1  # raised whenever the code changes the numbers it makes
 LABELS = {**quantization.LABELS, **edge.LABELS}
-BASE = "fp32"
-PACKAGES = ("torch", "transformers", "bitsandbytes", "onnx", "onnxruntime", "onnxscript")
 
 
-class Compression:
-    """Units {"task", "model", "variant"}, of the fine-tuned models that notebook 02 has kept."""
+class Compression(Variants):
+    """The models in 16, 8 and 4 bits, by every library that has them."""
 
     experiment = "quantization"
 
@@ -29,103 +26,21 @@ class Compression:
         Raises:
             InputError: a variant that doesn't exist.
         """
-        self.profile, self.space, self.fresh, self.own = profile, space, fresh, profile.quantization
-        self.glue = glue.Glue(profile, space)
-        self.made: set[Path] = set()  # variants made by this run
-        self.answers: dict[Path, np.ndarray] = {}  # fp32's logits on the dev set
+        super().__init__(profile, space, fresh)
         wanted = self.own.variants or list(LABELS)
         for name in [*wanted, *(self.own.isolated or [])]:
             if name not in LABELS:
                 raise InputError(f"unknown variant {name!r}: expected some of {', '.join(LABELS)}")
-        self.variants = list(dict.fromkeys([BASE, *wanted]))  # all others are compared with fp32
-
-    @property
-    def units(self) -> list[dict]:
-        """Every unit, the uncompressed model first."""
-        names = [(task, model) for task in self.own.tasks for model in self.own.models]
-        return [{"task": task, "model": model, "variant": name} for task, model in names for name in self.variants]
-
-    @property
-    def ready(self) -> list[dict]:
-        """The units whose model has been made, and whose variant can be had here."""
-        return [u for u in self.units if self.weights(u["task"], u["model"]) and not self.why_not(u["variant"])]
-
-    @property
-    def missing(self) -> dict[str, str]:
-        """The variants that cannot be had here, each with the reason."""
-        return {name: reason for name in self.variants if (reason := self.why_not(name))}
+        self.variants = list(dict.fromkeys([BASE, *wanted]))
 
     @functools.cache  # noqa: B019 (there is one of it in a notebook)
     def why_not(self, variant: str) -> str | None:
-        """Why a variant cannot be had here; None if it can."""
         return edge.why_not() if variant in edge.LABELS else quantization.why_not(variant)
 
-    def plan(self) -> str:
-        """What will be run and about how long, in a few lines."""
-        todo = [u for u in self.ready if self.fresh or not self.space.find(self.experiment, u, self.settings(u))]
-        processes = 2 * self.own.repeats * sum(map(self.isolated, todo))
-        seconds = (3 if self.profile.name == "mini" else 30) * len(todo) + 4 * processes
-        lines = [f"profile {self.profile.name}, threads: {self.own.threads}; results in results/{self.space.name}/"]
-        lines += [f"{len(self.ready)} units, of which {len(todo)} have no record yet: about {seconds / 60:.0f} minutes"]
-        lines += [f"{LABELS[name]}: – {reason}" for name, reason in self.missing.items()]
-        absent = {u["model"]: None for u in self.units if not self.weights(u["task"], u["model"])}
-        lines += [f"{name}: – run 01 and 02, or set `store` to where their results are" for name in absent]
-        return "\n".join(lines)
-
-    def settings(self, unit: dict) -> dict:
-        """All that could change the unit's numbers."""
-        recipe = as_settings(self.glue.recipe(unit))
-        how = {name: getattr(self.own, name) for name in ("threads", "length", "batch_size")}
-        how |= {"rules": speed.rules(self.profile.name)._asdict(), "cpu": records.cpu()["model"]}
-        how |= {"repeats": self.own.repeats if self.isolated(unit) else 0}
-        rows = {name: recipe[name] for name in ("dev_rows", "length")}
-        return {"made": self.made_of(unit), "rows": rows} | how
-
-    def made_of(self, unit: dict) -> dict:
-        """All that could change the variant itself."""
-        packages = {name: records.versions().get(name) for name in PACKAGES}
-        made = {"version": VERSION, "model": self.weights(unit["task"], unit["model"]), "packages": packages}
-        return made | {"reduce_range": edge.needs_reduced_range(), "flags": machine.telling_flags()}
-
-    @functools.cache  # noqa: B019 (there is one of it in a notebook)
-    def weights(self, task: str, model: str) -> str | None:
-        """What the fine-tuned model is recognised by; None where notebook 02 has not made it, nor left a record."""
-        try:
-            return self.glue.finetuned_hash(self.fine_tuned(task, model))
-        except InputError:
-            return None
-
-    def fine_tuned(self, task: str, model: str) -> dict:
-        """The unit of notebook 02 that variants are made of."""
-        return {"task": task, "model": model, "seed": self.profile.glue.seeds[0]}
-
-    def source(self, task: str, model: str) -> Path:
-        """The fine-tuned checkpoint; fine-tuned again if it has gone.
-
-        Raises:
-            InputError: what was made again is not what the records speak of.
-        """
-        expected, own = self.weights(task, model), self.fine_tuned(task, model)
-        if not self.glue.checkpoint(own).is_dir():
-            self.glue.trained(own)
-        folder = self.glue.checkpoint(own)
-        if models.file_hash(folder) != expected:
-            raise InputError(
-                f"{folder.name} came out other than its record says ({expected}): run 02 with fresh = True"
-            )
-        return folder
-
-    def folder(self, unit: dict) -> Path:
-        """Where the variant is kept: made now if it isn't there."""
-        name = f"{self.experiment}-{records.slug(unit)}-{records.digest(self.made_of(unit))}"
-        folder = self.space.checkpoints / name
-        if folder not in self.made and (self.fresh or not folder.is_dir()):
-            self.make(unit, folder)
-            self.made.add(folder)
-        return folder
+    def label(self, variant: str) -> str:
+        return LABELS[variant]
 
     def make(self, unit: dict, folder: Path) -> None:
-        """Make the variant of the fine-tuned model."""
         source, variant = self.source(unit["task"], unit["model"]), unit["variant"]
         if variant in quantization.LABELS:
             quantization.save(variant, source, folder)
@@ -133,80 +48,6 @@ class Compression:
             edge.export(quantization.load(source, torch.device("cpu")), source, folder)
         else:
             edge.quantize(self.folder(unit | {"variant": "onnx_fp32"}), folder, "embeddings" in variant)
-
-    def measure(self, unit: dict) -> records.Measurement:
-        """The variant's answers on the dev set, its size, and its times beside those of fp32 in one run."""
-        threads = torch.get_num_threads()
-        folder, base = self.folder(unit), self.folder(unit | {"variant": BASE})
-        run, reference = (runners.load(one, self.own.threads) for one in (folder, base))
-        examples, labels, source = self.glue.examples(unit["task"], "validation")
-        logits = self.predict(run, examples)
-        if base not in self.answers:
-            self.answers[base] = logits if folder == base else self.predict(reference, examples)
-        full = self.answers[base]
-        guesses, expected = logits.argmax(-1), full.argmax(-1)
-        scores = metrics.GlueMetric(unit["task"]).compute(predictions=guesses, references=labels)
-        scores |= {"score": metrics.task_score(unit["task"], scores), "agreement": float((guesses == expected).mean())}
-        scores["logit_error"] = float(np.abs(logits - full).mean())
-        scores |= {"size_mb": speed.size_mb(folder), "footprint_mb": run.touch() / 1e6}
-        timed, taken = self.times(run, reference, examples)
-        alone, apart = self.alone(unit, folder, examples)
-        details = {"predictions": downstream.pack(guesses), "references": downstream.pack(labels)}
-        details |= {"seconds": taken, "alone": apart}
-        plain = quantization.load(base, torch.device("cpu"))
-        scores |= timed | alone | {"parameters": models.parameters(plain)}
-        torch.set_num_threads(threads)
-        scores = {name: float(value) for name, value in scores.items()}
-        return records.Measurement(scores, [source], self.glue.sources(unit, plain), details)
-
-    def predict(self, run: runners.Runner, examples: Sequence[dict]) -> np.ndarray:
-        """Logits [rows, classes], each row asked for alone: quantized inputs share one scale in a batch."""
-        return np.concatenate([run(self.batch([example])) for example in examples])
-
-    def batch(self, examples: Sequence[dict]) -> runners.Inputs:
-        """Examples as a runner takes them, padded to the longest of them."""
-        given = [{n: e[n] for n in ("input_ids", "attention_mask", "token_type_ids")} for e in examples]
-        padded = data.Padding(self.glue.pretraining.tokenizer.pad_token_id)(given)
-        return {name: values.numpy() for name, values in padded.items()}
-
-    def times(
-        self, run: runners.Runner, reference: runners.Runner, examples: Sequence[dict]
-    ) -> tuple[dict[str, float], dict[str, list[float]]]:
-        """Latency of one row of `length` tokens, all of them real, and throughput of a batch of real rows, with fp32's.
-
-        Raw seconds beside them.
-        """
-        ids = np.concatenate([example["input_ids"] for example in examples])
-        ids = np.resize(ids, self.own.length)  # gone through again where the dev set has fewer
-        one = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-        one = {name: values[None] for name, values in one.items()}
-        ordered = sorted(examples, key=lambda example: len(example["input_ids"]))
-        middle = ordered[max(0, len(ordered) // 2 - self.own.batch_size // 2) :][: self.own.batch_size]
-        many, rules = self.batch(middle), speed.rules(self.profile.name)
-        single = speed.seconds({"variant": lambda: run(one), "fp32": lambda: reference(one)}, rules)
-        batched = speed.seconds({"variant": lambda: run(many), "fp32": lambda: reference(many)}, rules)
-        found, rate = speed.latencies(single["variant"]), 1 / float(np.median(batched["variant"]))
-        tokens = sum(len(example["input_ids"]) for example in middle)
-        found |= {"samples_per_s": len(middle) * rate, "tokens_per_s": tokens * rate}
-        raw = {}
-        for name, taken in (("latency", single), ("throughput", batched)):
-            ratio = speed.ratio(taken["fp32"], taken["variant"])
-            found |= {f"{name}_times_as_fast{end}": r for end, r in zip(("", "_low", "_high"), ratio, strict=True)}
-            raw |= {f"{name}, {which}": [round(second, 7) for second in own] for which, own in taken.items()}
-        return found, raw
-
-    def isolated(self, unit: dict) -> bool:
-        """Whether memory and cold start are measured: of the first task's models, since the others' are as large."""
-        return unit["task"] == self.own.tasks[0] and unit["variant"] in (self.own.isolated or self.variants)
-
-    def alone(self, unit: dict, folder: Path, examples: Sequence[dict]) -> tuple[dict[str, float], list[dict]]:
-        """Memory and cold start in processes of their own, medians and each one; none where none are asked for."""
-        if not self.isolated(unit):
-            return {}, []
-        text = self.glue.pretraining.tokenizer.decode(examples[0]["input_ids"], skip_special_tokens=True)
-        every = [speed.alone(folder, text, self.own.threads) for _ in range(self.own.repeats)]
-        names = [name for name in every[0] if name not in ("logits", "footprint_mb")]
-        return {name: float(np.median([one[name] for one in every])) for name in names}, every
 
 
 class Losses:
@@ -223,14 +64,23 @@ class Losses:
         self.unit = {"model": "student", "seed": profile.distillation.seeds[0]}
 
     @property
+    def variants(self) -> list[str]:
+        """Those that can be had here."""
+        wanted = [name for name in self.profile.quantization.variants or LABELS if name in quantization.LABELS]
+        return [name for name in wanted if not quantization.why_not(name)]
+
+    def make(self, variant: str, folder: Path) -> None:
+        """Make the variant of the pretrained student."""
+        quantization.save(variant, self.pretraining.checkpoint(self.unit), folder)
+
+    @property
     def ready(self) -> list[dict]:
         """The units that can be had here; none before notebook 01 has made the student."""
         try:
             self.pretraining.weights(self.unit)
         except InputError:
             return []
-        wanted = [name for name in self.profile.quantization.variants or LABELS if name in quantization.LABELS]
-        return [{"model": "student", "variant": v} for v in wanted if not quantization.why_not(v)]
+        return [{"model": "student", "variant": name} for name in self.variants]
 
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers."""
@@ -244,12 +94,13 @@ class Losses:
     def measure(self, unit: dict) -> records.Measurement:
         """The losses against the teacher, and the variant's size."""
         plain, _ = self.pretraining.trained(self.unit)
-        folder = self.space.checkpoints / f"quantization-{records.slug(unit)}-{records.digest(self.settings(unit))}"
-        quantization.save(unit["variant"], self.pretraining.checkpoint(self.unit), folder)
-        model = quantization.load(folder, torch.device("cpu"))
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "variant"
+            self.make(unit["variant"], folder)
+            model = quantization.load(folder, torch.device("cpu"))
+            size = speed.size_mb(folder)
         corpus, text = self.profile.corpus, self.pretraining.text
         blocks = text.heldout(corpus.heldout, corpus.heldout_blocks)
         sides = model, self.pretraining.teacher.to("cpu"), blocks, self.profile.distillation
-        scores = heldout_losses(*sides, self.pretraining.tokenizer.pad_token_id)
-        scores |= {"size_mb": speed.size_mb(folder), "parameters": models.parameters(plain)}
+        scores = heldout_losses(*sides, self.pretraining.tokenizer.pad_token_id) | {"size_mb": size}
         return records.Measurement(scores, text.sources, self.pretraining.sources(self.unit, plain), {})

@@ -10,6 +10,7 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from .comparison import Comparison
 from .language import STAGES
@@ -32,6 +33,10 @@ FAMILY_COLOURS = {  # of compressed variants, by technique
     "PyTorch int8": _PALETTE[3],
     "bitsandbytes": _PALETTE[5],
     "ONNX Runtime": _PALETTE[7],
+    "weights set to zero": _PALETTE[6],
+    "heads and neurons cut": _PALETTE[0],
+    "layers dropped": _PALETTE[1],
+    "pruned, and int8": _PALETTE[2],
 }
 PAPER = {"BERT-base": "teacher", "DistilBERT": "student"}  # the colour of each published model
 TERMS = {  # of the triple loss, as logged
@@ -279,5 +284,8 @@ def tradeoff(points: pd.DataFrame, cost: str, xlabel: str, ylabel: str, shown: S
     room = max(1.0, 0.15 * np.ptp(points.score))
     axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log", ylim=(points.score.min() - room, points.score.max() + room))
     axes.set_xlim(points[cost].min() / 1.3, points[cost].max() * 1.6)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure

@@ -20,6 +20,7 @@ def blocks() -> dict[str, str]:
         "04": ("squad", _squad),
         "05": ("perplexity", _perplexity),
         "06": ("quantization", _quantization),
+        "07": ("pruning", _pruning),
     }
     for number, (experiment, make) in makers.items():
         found = _committed(experiment)
@@ -178,4 +179,25 @@ def _quantization(found: Sequence[dict]) -> tuple[str, str] | None:
         f"and {against(four)}."
     )
     caption = "Profile `laptop`, SST-2, student; p: of the difference in score from fp32. "
+    return answer, _table(tradeoffs.table(found, "sst2", "student", {}), caption + tables.data_note(own))
+
+
+def _pruning(found: Sequence[dict]) -> tuple[str, str] | None:
+    own = language.of(found, task="sst2", model="student")
+    by_variant = {record["unit"]["variant"]: record["metrics"] for record in own}
+    names = ("fp32", "weights_80_recovered", "taylor_30_recovered", "taylor_50_recovered_int8")
+    if not set(names) <= by_variant.keys():
+        return None
+    base, zeros, third, both = (by_variant[name] for name in names)
+
+    def change(scores: dict) -> str:
+        return f"{100 * (scores['score'] - base['score']):+.1f} points"
+
+    answer = (
+        f"On SST-2, setting 80% of the student's encoder weights to zero changes its score by {change(zeros)} after "
+        f"recovery, and its speed for one row {zeros['latency_times_as_fast']:.2f}-fold. Cutting out 30% of heads and "
+        f"neurons changes it by {change(third)} after recovery, and makes it {third['latency_times_as_fast']:.1f} "
+        f"times as fast; 50% followed by 8 bits {both['latency_times_as_fast']:.1f} times, at {change(both)}."
+    )
+    caption = "Profile `laptop`, SST-2, student; p: of the difference in score from the whole model. "
     return answer, _table(tradeoffs.table(found, "sst2", "student", {}), caption + tables.data_note(own))

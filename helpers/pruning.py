@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils import prune
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel, TrainerCallback
 
 from . import InputError, models, students
 
@@ -94,6 +94,19 @@ def zero_weights(model: PreTrainedModel, share: float) -> None:
     prune.global_unstructured(parts, prune.L1Unstructured, amount=share)
     for matrix, name in parts:
         prune.remove(matrix, name)
+
+
+class KeepZeros(TrainerCallback):
+    """Sets back to zero, after each step of a training, the encoder's weights that are zero now."""
+
+    def __init__(self, model: PreTrainedModel):
+        weights = [matrix.weight for layer in matrices(model) for matrix in layer.values()]
+        self.zeros = [(weight, weight == 0) for weight in weights]
+
+    def on_step_end(self, args, state, control, **_):
+        with torch.no_grad():
+            for weight, zero in self.zeros:
+                weight.masked_fill_(zero, 0)
 
 
 def sparsity(model: PreTrainedModel) -> float:

@@ -121,6 +121,17 @@ def ratio(slow: Sequence[float], fast: Sequence[float], replicates: int = 2000) 
     return Ratio(float(np.median(ratios)), float(low), float(high))
 
 
+def beside(
+    variant: Callable[[], object], reference: Callable[[], object], rules: Rules
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """What a record says of a variant's latency, timed in turn with a reference, and the raw seconds of both."""
+    taken = seconds({"variant": variant, "reference": reference}, rules)
+    found = latencies(taken["variant"])
+    times = zip(("", "_low", "_high"), ratio(taken["reference"], taken["variant"]), strict=True)
+    found |= {f"latency_times_as_fast{end}": value for end, value in times}
+    return found, {name: [round(second, 7) for second in own] for name, own in taken.items()}
+
+
 def size_mb(folder: Path) -> float:
     """What the weights in a folder take on disk, in MB of 10^6 bytes; configuration and tokenizer don't count."""
     weights = [path for ending in ("safetensors", "onnx", "onnx.data", "ort") for path in folder.glob(f"*.{ending}")]

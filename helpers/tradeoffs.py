@@ -5,17 +5,29 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from . import compression, metrics, significance, tables
+from . import compression, metrics, pruned, significance, tables
 from .downstream import unpack
 from .language import of
+from .variants import BASE
 
 FAMILIES = {"fp32": "half or full precision", "bf16": "half or full precision", "fp16": "half or full precision"}
 BY_START = {"torch": "PyTorch int8", "bnb": "bitsandbytes", "onnx": "ONNX Runtime"}
+BY_START |= {"weights": "weights set to zero", "masked": "weights set to zero", "layers": "layers dropped"}
+BY_START |= dict.fromkeys(("taylor", "magnitude", "random"), "heads and neurons cut")
+BOTH = "pruned, and int8"
 
 
 def family(variant: str) -> str:
     """The technique that a variant belongs to; each has its colour in the figures."""
-    return FAMILIES.get(variant) or BY_START[variant.split("_")[0]]
+    if variant in FAMILIES:
+        return FAMILIES[variant]
+    start = variant.split("_")[0]
+    return BOTH if start in pruned.METHODS and pruned.way(variant).int8 else BY_START[start]
+
+
+def label(variant: str) -> str:
+    """What a variant is called in tables and figures."""
+    return compression.LABELS[variant] if variant in compression.LABELS else pruned.label(variant)
 
 
 def frame(found: Sequence[dict]) -> pd.DataFrame:
@@ -25,11 +37,11 @@ def frame(found: Sequence[dict]) -> pd.DataFrame:
     if len(
         made
     ):  # all latencies on one scale: fp32's in each task and model, by the ratio that was measured in one run
-        base = made[made.variant == compression.BASE].set_index(["task", "model"]).latency_p50_ms
+        base = made[made.variant == BASE].set_index(["task", "model"]).latency_p50_ms
         own = pd.Series([base.get((row.task, row.model), np.nan) for row in made.itertuples()], made.index)
         for end, by in (("", ""), ("_low", "_high"), ("_high", "_low")):
             made[f"latency_ms{end}"] = own / made[f"latency_times_as_fast{by}"]
-        made["label"] = made.variant.map(compression.LABELS)
+        made["label"] = made.variant.map(label)
         made["family"] = made.variant.map(family)
         made["score"] = 100 * made.score
     return made
@@ -50,7 +62,7 @@ def p_value(record: dict, reference: dict) -> float:
 def table(found: Sequence[dict], task: str, model: str, missing: dict[str, str]) -> pd.DataFrame:
     """A row a variant of one model on one task. `missing`: variants that can't be had here, with the reason."""
     own = of(found, task=task, model=model)
-    base = next((record for record in own if record["unit"]["variant"] == compression.BASE), None)
+    base = next((record for record in own if record["unit"]["variant"] == BASE), None)
     rows = {}
     for record in own:
         scores, variant = record["metrics"], record["unit"]["variant"]
@@ -62,10 +74,35 @@ def table(found: Sequence[dict], task: str, model: str, missing: dict[str, str])
         row["times as fast, one row"] = _ratio(scores, "latency")
         row["rows/s, batch"] = f"{scores['samples_per_s']:,.0f}"
         row["times as fast, batch"] = _ratio(scores, "throughput")
-        rows[compression.LABELS[variant]] = row | {"cold start (s)": _number(scores, "cold_start_s", 2)}
+        rows[label(variant)] = row | {"cold start (s)": _number(scores, "cold_start_s", 2)}
     for variant, reason in missing.items() if own else ():
-        rows[f"{compression.LABELS[variant]} (– {reason})"] = {"score (%)": tables.NOTHING}
+        rows[f"{label(variant)} (– {reason})"] = {"score (%)": tables.NOTHING}
     return pd.DataFrame(rows).T.fillna(tables.NOTHING).rename_axis("variant")
+
+
+def full_size(found: Sequence[dict]) -> pd.DataFrame:
+    """A row a variant of DistilBERT's architecture: what it takes and how fast it is, whatever it knows."""
+    rows = {}
+    for record in found:
+        scores = record["metrics"]
+        rows[label(record["unit"]["variant"])] = {
+            "parameters (million)": f"{scores['parameters'] / 1e6:.1f}",
+            "size (MB)": f"{scores['size_mb']:.1f}",
+            "latency p50, p95 (ms)": f"{scores['latency_p50_ms']:.1f}, {scores['latency_p95_ms']:.1f}",
+            "times as fast": _ratio(scores, "latency"),
+            "runs": f"{scores['runs']:.0f}",
+        }
+    return pd.DataFrame(rows).T.rename_axis("variant")
+
+
+def losses_table(found: Sequence[dict]) -> pd.DataFrame:
+    """A row a variant of the pretrained student: its held-out losses and its size."""
+    rows = {}
+    for record in found:
+        columns = {name: tables.COLUMNS[name] for name in ("masked_lm_loss", "kl_to_teacher", "cosine_loss", "size_mb")}
+        values = {c.header: tables.cell(pd.Series([record["metrics"][n]]), c) for n, c in columns.items()}
+        rows[label(record["unit"]["variant"])] = values
+    return pd.DataFrame(rows).T.rename_axis("variant")
 
 
 def _p(value: float) -> str:
@@ -99,9 +136,9 @@ def holm(p_values: dict[str, float], level: float = 0.05) -> set[str]:
 def in_words(found: Sequence[dict], task: str, model: str) -> str:
     """Which variants are worth it, in sentences that follow the numbers whichever way they fall."""
     own = frame(of(found, task=task, model=model))
-    if not len(own) or set(own.variant) == {compression.BASE} or compression.BASE not in set(own.variant):
+    if not len(own) or set(own.variant) == {BASE} or BASE not in set(own.variant):
         return ""
-    base, rest = own[own.variant == compression.BASE].iloc[0], own[own.variant != compression.BASE]
+    base, rest = own[own.variant == BASE].iloc[0], own[own.variant != BASE]
     says = []
     for what, metric, best, text in (
         ("fastest for one row", "latency_times_as_fast", "max", "{:.1f} times as fast as fp32"),
@@ -114,7 +151,7 @@ def in_words(found: Sequence[dict], task: str, model: str) -> str:
     slow = rest[rest.latency_times_as_fast_high < 1]
     if len(slow):
         says.append(f"- Slower than fp32 for one row: {'; '.join(slow.label)}.")
-    (reference,) = of(found, task=task, model=model, variant=compression.BASE)
+    (reference,) = of(found, task=task, model=model, variant=BASE)
     others = [record for record in of(found, task=task, model=model) if record is not reference]
     clear = holm({record["unit"]["variant"]: p_value(record, reference) for record in others})
     listed = [f"{r.label} ({r.score - base.score:+.1f})" for r in rest.itertuples() if r.variant in clear]

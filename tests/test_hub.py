@@ -115,7 +115,7 @@ def test_squad_scores_are_torchmetrics_on_the_whole_dev_set():
 
 
 def test_real_sentences_all_together_are_one_token_at_a_time(tmp_path):
-    """200 sentences of WikiText-2, a student of a real encoder: both ways of masking against their plain loops."""
+    """200 sentences of WikiText-2, cut short, and a student of a real encoder: both ways against their plain loops."""
     from test_perplexity import hidden_one_by_one
 
     profile = profiles.load("laptop")
@@ -123,7 +123,7 @@ def test_real_sentences_all_together_are_one_token_at_a_time(tmp_path):
     student = students.from_teacher(teacher, [0, 5])
     cut, _ = trials.Scoring(stages.Stages(profile, records.Workspace(profile, str(tmp_path)))).sentences()
     assert len(cut) == 200
-    shortened = [np.append(ids[:-1][:15], tokenizer.sep_token_id) for ids in cut]
+    shortened = [np.append(ids[:-1][:11], tokenizer.sep_token_id) for ids in cut]
     found = perplexity.pseudo_log_likelihoods(student, shortened, tokenizer)
     for number, ids in enumerate(shortened):
         alone = hidden_one_by_one(student, ids, tokenizer, within_word=False)

@@ -83,7 +83,8 @@ def executed(tmp_path_factory) -> Path:
 def test_the_series_makes_records_tables_and_figures(executed):
     made = {path.relative_to(executed).as_posix() for path in executed.rglob("*") if path.is_file()}
     expected = {"distillation": 10, "ablation": 4 + 4 * 2, "glue": 9 * 4 * 2, "speed": 1 + 2, "imdb": 3 + 1, "squad": 4}
-    expected["quantization"] = 2 * 13 + 10  # the variants on two tasks; the losses of those that PyTorch runs
+    expected["quantization"] = 13 + 10  # the variants; the losses of those that PyTorch runs
+    expected["pruning"] = (1 + 1 + 3 * 2 + 2 + 2 * 2) + (1 + 2 * (1 + 3 * 2 + 1))  # the variants; the losses
     expected["perplexity"] = (
         3 * 5 * 3 + (3 * 7 + 1) * 2 + 1
     )  # the grid; the mistakes, most at three stages, on two texts
@@ -99,10 +100,21 @@ def test_the_series_makes_records_tables_and_figures(executed):
         "04_squad",
         "05_mistakes",
         "06_variants",
+        "07_variants",
+        "07_losses",
     ):
         assert f"results/mini/tables/{name}.csv" in made and f"results/mini/tables/{name}.md" in made
     figures = ("00_published_glue", "01_teacher", "01_soft_targets", "01_loss_terms", "01_heldout", "01_ablation")
-    for name in (*figures, "02_glue", "03_lengths", "03_by_length", "03_reading_on", "05_surprise", "06_latency"):
+    for name in (
+        *figures,
+        "02_glue",
+        "03_lengths",
+        "03_by_length",
+        "03_reading_on",
+        "05_surprise",
+        "06_latency",
+        "07_shares",
+    ):
         assert f"figures/mini/{name}.png" in made
     for path in SOURCES:
         assert f"results/mini/notebooks/{path.name}" in made and f"results/mini/report/{path.stem}.html" in made
@@ -156,6 +168,22 @@ def test_perplexities_come_out_in_order(executed):
         assert 0.5 < np.log(pseudo[model, "base", "wikitext"]) / loss[model, "base", "wikitext"] < 1.5
     wrong = frame[frame.mistake.notna() & (frame.stage == "base")].set_index(["mistake", "text"]).perplexity
     assert wrong["nothing masked", "wikitext"] < 1.5 < wrong["right", "wikitext"] < wrong["padding scored", "wikitext"]
+
+
+def test_pruned_models_come_out_as_they_must(executed):
+    frame = records.Workspace(profiles.load("mini"), str(executed)).read("pruning")
+    one = frame[frame.task.notna()].set_index("variant")
+    for metric in ("score", "agreement", "logit_error"):  # the same function, cut out or not
+        assert one[metric]["masked_50"] == pytest.approx(one[metric]["taylor_50"], abs=1e-5)
+    assert one.size_mb["masked_50"] == one.size_mb["fp32"] > one.size_mb["taylor_30"] > one.size_mb["taylor_50"]
+    assert one.sparsity["weights_90"] == pytest.approx(0.9, abs=1e-3)
+    assert one.sparse_size_mb["weights_90"] < one.size_mb["weights_90"] == one.size_mb["fp32"]
+    assert one.size_mb["taylor_50_recovered_int8"] < one.size_mb["taylor_50_recovered"]
+    assert one.latency_times_as_fast["taylor_50_recovered_int8"] > one.latency_times_as_fast["taylor_50_recovered"]
+    loss = frame[frame.task.isna()].set_index("variant").masked_lm_loss
+    assert loss["fp32"] < loss["taylor_30"] < loss["taylor_50"] and loss["taylor_50"] < loss["random_50"]
+    for name in ("taylor_50", "layers_1", "weights_90"):
+        assert loss[f"{name}_int8"] == pytest.approx(loss[name], abs=0.05)
 
 
 def test_the_executed_notebooks_can_be_read_anywhere(executed):

@@ -21,6 +21,7 @@ Positive = Annotated[int, Strict(), Field(ge=1)]
 Number = Annotated[float, Strict(), BeforeValidator(_read_number), Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[Number, Field(le=1)]
 Rate = Annotated[Number, Field(gt=0)]
+Below = Annotated[Number, Field(gt=0, lt=1)]  # a share that leaves something
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -210,6 +211,32 @@ class Quantization:
     batch_size: Positive = 32
     isolated: list[str] | None = None  # variants whose memory and cold start are measured; None: all
     repeats: Positive = 3  # processes a variant
+    full_size: bool = True  # time the variants at DistilBERT's own size, too
+
+
+@dataclass(frozen=True, config=STRICT)
+class Recovery:
+    """How a pruned model is trained again; all else is as in its task's recipe."""
+
+    learning_rate: Rate
+    epochs: Positive
+
+
+@dataclass(frozen=True, config=STRICT)
+class Pruning:
+    """Weights, heads, neurons and layers taken away: notebook 07. Measured as in `quantization`."""
+
+    tasks: Annotated[list[Literal["sst2", "mrpc", "stsb"]], Field(min_length=1)]
+    models: Models
+    weights: list[Below]  # shares of the encoder's weights set to zero
+    shares: list[Below]  # of heads and neurons that are cut out
+    importances: list[Literal["taylor", "magnitude", "random"]]  # by which of them
+    masked: list[Below]  # shares of heads and neurons that are set to zero instead
+    layers: list[Positive]  # how many stay
+    recovered: list[Literal["weights", "taylor", "magnitude", "random", "layers"]]  # ways that are trained again
+    recovery: Recovery
+    calibration_rows: Positive = 256  # training rows by which importance is judged
+    isolated: list[str] | None = None  # variants whose memory and cold start are measured; None: all
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -229,6 +256,7 @@ class Profile:
     squad: Squad
     perplexity: Perplexity
     quantization: Quantization
+    pruning: Pruning
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     threads: Positive | None = None  # None: as many as torch takes, one a core

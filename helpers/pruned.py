@@ -1,0 +1,242 @@
+"""The experiments of notebook 07: fine-tuned models with weights, heads, neurons or layers taken away."""
+
+import dataclasses
+import functools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from . import InputError, compression, data, edge, finetuning, models, pruning, quantization, records
+from .profiles import Profile, Recipe, as_settings
+from .variants import BASE, Variants
+
+METHODS = {
+    "weights": "{}% of weights zero",
+    "masked": "{}% of heads and neurons zero (Taylor)",
+    "taylor": "{}% of heads and neurons cut (Taylor)",
+    "magnitude": "{}% of heads and neurons cut (magnitude)",
+    "random": "{}% of heads and neurons cut (at random)",
+    "layers": "{} layers left",
+}
+
+
+class Way(NamedTuple):
+    """How a variant is made; its name is these parts in a row, as in `taylor_50_recovered_int8`."""
+
+    method: str
+    amount: int  # percent that goes or, of layers, how many stay
+    recovered: bool = False  # trained again for a while, the whole model teaching
+    int8: bool = False  # and then in 8 bits, by ONNX Runtime
+
+    @property
+    def name(self) -> str:
+        parts = [self.method, str(self.amount)] + ["recovered"] * self.recovered + ["int8"] * self.int8
+        return "_".join(parts)
+
+
+def way(variant: str) -> Way:
+    """The parts of a variant's name.
+
+    Raises:
+        InputError: it is no such name.
+    """
+    method, amount, *rest = [*variant.split("_"), ""] if "_" not in variant else variant.split("_")
+    ends = ([], ["recovered"], ["int8"], ["recovered", "int8"])
+    if method not in METHODS or not amount.isdigit() or rest not in ends:
+        form = "METHOD_AMOUNT, then _recovered, then _int8"
+        raise InputError(f"unknown variant {variant!r}: expected {form}, METHOD one of {', '.join(METHODS)}")
+    return Way(method, int(amount), "recovered" in rest, "int8" in rest)
+
+
+def label(variant: str) -> str:
+    """What a variant is called in tables and figures."""
+    how = way(variant)
+    what = METHODS[how.method].format(how.amount).replace("1 layers", "1 layer")
+    return what + ", recovered" * how.recovered + ", int8" * how.int8
+
+
+def take_away(model: PreTrainedModel, how: Way, importances: Callable[[str], tuple[Tensor, Tensor]]) -> None:
+    """Prune a whole model in place; `importances(criterion)` of heads and of neurons, where they are needed."""
+    if how.method == "weights":
+        pruning.zero_weights(model, how.amount / 100)
+    elif how.method == "layers":
+        pruning.drop_layers(model, how.amount)
+    else:
+        kept = pruning.choose(importances("taylor" if how.method == "masked" else how.method), how.amount / 100)
+        (pruning.mask if how.method == "masked" else pruning.cut)(model, kept)
+
+
+class Pruned(Variants):
+    """The models with something taken away: as they are then, recovered, and followed by 8 bits."""
+
+    experiment = "pruning"
+
+    def __init__(self, profile: Profile, space: records.Workspace, fresh: bool = False):
+        super().__init__(profile, space, fresh)
+        own = profile.pruning
+        self.tasks, self.models, self.apart = own.tasks, own.models, own.isolated
+        percent = [*map(_percent, own.shares)]
+        found = [Way("weights", _percent(share)) for share in own.weights]
+        found += [Way(method, amount) for method in own.importances for amount in percent]
+        found += [Way("layers", left) for left in own.layers]
+        found += [Way("masked", _percent(share)) for share in own.masked]
+        again = [one._replace(recovered=True) for one in found if one.method in own.recovered]
+        self.variants = [BASE, *(one.name for one in found + again + [one._replace(int8=True) for one in again])]
+
+    def label(self, variant: str) -> str:
+        return BASE if variant == BASE else label(variant)
+
+    def why_not(self, variant: str) -> str | None:
+        return edge.why_not() if variant != BASE and way(variant).int8 else None
+
+    def made_of(self, unit: dict) -> dict:
+        made = super().made_of(unit)
+        if unit["variant"] == BASE:
+            return made
+        how, own = way(unit["variant"]), self.profile.pruning
+        if how.method in ("taylor", "masked"):
+            made["calibration_rows"] = own.calibration_rows
+        if how.recovered:
+            made["recovery"] = as_settings(self.recovery(unit)) | {"precision": self.glue.precision}
+        return made
+
+    def recovery(self, unit: dict) -> Recipe:
+        """How the unit's model is trained again: its task's recipe, for as long as the profile says."""
+        own = self.profile.pruning.recovery
+        return dataclasses.replace(self.glue.recipe(unit), epochs=own.epochs, learning_rate=own.learning_rate)
+
+    def make(self, unit: dict, folder: Path) -> None:
+        source = self.source(unit["task"], unit["model"])
+        if unit["variant"] == BASE:
+            quantization.save(BASE, source, folder)
+            return
+        how = way(unit["variant"])
+        if how.int8:
+            before = self.folder(unit | {"variant": how._replace(int8=False).name})
+            with tempfile.TemporaryDirectory(dir=folder.parent) as exported:
+                edge.export(quantization.load(before, torch.device("cpu")), before, Path(exported) / "model")
+                edge.quantize(Path(exported) / "model", folder)
+            return
+        if how.recovered:
+            model = self.recover(unit, self.folder(unit | {"variant": how._replace(recovered=False).name}), folder)
+        else:
+            model = quantization.load(source, self.glue.device)
+            take_away(model, how, functools.partial(self.importances, unit["task"], unit["model"]))
+        self._save(model.to("cpu"), folder)
+
+    @functools.cache  # noqa: B019 (there is one of it in a notebook)
+    def importances(self, task: str, model: str, criterion: str) -> tuple[Tensor, Tensor]:
+        """Of each head [layers, heads] and each neuron [layers, neurons], of the fine-tuned model."""
+        whole = quantization.load(self.source(task, model), self.glue.device)
+        examples = self.glue.train_examples({"task": task})[0] if criterion == "taylor" else []
+        return judged(whole, criterion, examples, self.profile.pruning.calibration_rows, self.pad)
+
+    @property
+    def pad(self) -> int:
+        return self.glue.pretraining.tokenizer.pad_token_id
+
+    def recover(self, unit: dict, pruned: Path, folder: Path) -> PreTrainedModel:
+        """Train a pruned model again, on its task and towards the whole model's logits; zeros stay zero."""
+        model = quantization.load(pruned, self.glue.device)
+        unfinished = folder.with_name(f"{folder.name}.training")
+        if self.fresh:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        examples = self.taught(unit["task"], unit["model"])
+        seed = self.fine_tuned(unit["task"], unit["model"])["seed"]
+        options = self.recovery(unit), seed, unfinished, self.glue.precision, self.pad
+        trainer = finetuning.FineTuner(model, examples, *options)
+        if way(unit["variant"]).method == "weights":
+            trainer.add_callback(pruning.KeepZeros(model))
+        finetuning.fine_tune(trainer)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        return model
+
+    @functools.cache  # noqa: B019 (there is one of it in a notebook)
+    def taught(self, task: str, model: str) -> list[dict]:
+        """The task's training examples with what the whole model says of them."""
+        whole = quantization.load(self.source(task, model), self.glue.device)
+        examples, _ = self.glue.train_examples({"task": task})
+        size = self.glue.recipe({"task": task}).evaluation_batch_size
+        return finetuning.guided(whole, examples, size, self.pad)
+
+    def extras(self, unit: dict, folder: Path) -> tuple[dict, dict]:
+        """What is left: parameters, zeros, and the size if zeros weren't stored; which heads and neurons stayed."""
+        if unit["variant"] != BASE and way(unit["variant"]).int8:
+            folder = self.folder(unit | {"variant": way(unit["variant"])._replace(int8=False).name})
+            return {"parameters": models.parameters(quantization.load(folder, torch.device("cpu")))}, {}
+        model = quantization.load(folder, torch.device("cpu"))
+        scores = {"parameters": models.parameters(model), "sparsity": pruning.sparsity(model)}
+        scores["sparse_size_mb"] = pruning.sparse_size_mb(model)
+        kept = getattr(model, "kept", None)
+        return scores, {"heads": kept.heads, "neurons": [len(own) for own in kept.neurons]} if kept else {}
+
+    def _save(self, model: PreTrainedModel, folder: Path) -> None:
+        building = folder.with_name(f"{folder.name}.{os.getpid()}.building")
+        models.save(model, self.glue.pretraining.tokenizer, building)
+        pruning.save_shape(model, building)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(building, folder)
+
+
+class Losses(compression.Losses):
+    """The pretrained student's losses with something taken away, as it is then and followed by PyTorch's 8 bits."""
+
+    experiment = "pruning"
+
+    @property
+    def variants(self) -> list[str]:
+        own = self.profile.pruning
+        found = [Way("weights", _percent(share)) for share in own.weights]
+        found += [Way(method, _percent(share)) for method in own.importances for share in own.shares]
+        found += [Way("layers", left) for left in own.layers]
+        return [BASE] + [one._replace(int8=int8).name for one in found for int8 in (False, True)]
+
+    def settings(self, unit: dict) -> dict:
+        return super().settings(unit) | {"calibration_rows": self.profile.pruning.calibration_rows}
+
+    def make(self, variant: str, folder: Path) -> None:
+        source = self.pretraining.checkpoint(self.unit)
+        if variant == BASE:
+            return super().make(variant, folder)
+        how, model = way(variant), quantization.load(source, torch.device("cpu"))
+        take_away(model, how, self.importances)
+        plain = folder.with_name("plain") if how.int8 else folder
+        models.save(model, self.pretraining.tokenizer, plain)
+        pruning.save_shape(model, plain)
+        if how.int8:
+            quantization.save("torch_int8", plain, folder)
+
+    @functools.cache  # noqa: B019 (there is one of it in a notebook)
+    def importances(self, criterion: str) -> tuple[Tensor, Tensor]:
+        """Of each head and each neuron of the pretrained student, by its own masked-LM loss."""
+        whole = quantization.load(self.pretraining.checkpoint(self.unit), torch.device("cpu"))
+        tokenizer, rows = self.pretraining.tokenizer, self.profile.pruning.calibration_rows
+        masking = data.Masking(tokenizer, self.profile.distillation.mask_rate)
+        blocks = data.MaskedBlocks(self.pretraining.text.blocks, masking) if criterion == "taylor" else []
+        return judged(whole, criterion, blocks, rows, tokenizer.pad_token_id)
+
+
+def judged(
+    whole: PreTrainedModel, criterion: str, examples: Sequence[dict], rows: int, pad_id: int
+) -> tuple[Tensor, Tensor]:
+    """Importances by a criterion; for Taylor's, by the model's own loss on so many of the examples."""
+    if criterion == "magnitude":
+        return pruning.magnitude(whole)
+    if criterion == "random":
+        return pruning.at_random(whole, seed=0)
+    drawn = np.random.default_rng(0).permutation(len(examples))[:rows]
+    few, padding = [examples[row] for row in drawn], data.Padding(pad_id)
+    batches = (padding(few[start : start + 16]) for start in range(0, len(few), 16))
+    return pruning.taylor(whole, batches, lambda batch: whole(**finetuning.accepted(whole, batch)).loss)
+
+
+def _percent(share: float) -> int:
+    return round(100 * share)
