@@ -15,6 +15,13 @@ from .variants import BASE, VERSION, Variants
 LABELS = {**quantization.LABELS, **edge.LABELS}
 
 
+def why_not(variant: str) -> str | None:
+    """Why a quantized variant cannot be had here, or would only be emulated; None if it can."""
+    if variant in quantization.DTYPES and variant not in machine.processor_precisions():
+        return f"this processor has no instructions for {variant}: it would unpack each number, and gain nothing"
+    return edge.why_not() if variant in edge.LABELS else quantization.why_not(variant)
+
+
 class Compression(Variants):
     """The models in 16, 8 and 4 bits, by every library that has them."""
 
@@ -35,7 +42,7 @@ class Compression(Variants):
 
     @functools.cache  # noqa: B019 (there is one of it in a notebook)
     def why_not(self, variant: str) -> str | None:
-        return edge.why_not() if variant in edge.LABELS else quantization.why_not(variant)
+        return why_not(variant)
 
     def label(self, variant: str) -> str:
         return LABELS[variant]
@@ -67,7 +74,7 @@ class Losses:
     def variants(self) -> list[str]:
         """Those that can be had here."""
         wanted = [name for name in self.profile.quantization.variants or LABELS if name in quantization.LABELS]
-        return [name for name in wanted if not quantization.why_not(name)]
+        return [name for name in wanted if not why_not(name)]
 
     def make(self, variant: str, folder: Path) -> None:
         """Make the variant of the pretrained student."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-from . import edge, models, pruned, pruning, quantization, records, runners, speed
+from . import compression, edge, models, pruned, pruning, quantization, records, runners, speed
 from .profiles import Profile
 from .variants import PACKAGES, VERSION
 
@@ -33,9 +33,9 @@ class FullSize:
         return [{"shape": "distilbert", "variant": name} for name in names]
 
     def _why_not(self, name: str) -> str | None:
-        if name in quantization.LABELS:
-            return quantization.why_not(name)
-        return edge.why_not() if name in edge.LABELS or name.endswith("int8") else None
+        if name in compression.LABELS:
+            return compression.why_not(name)
+        return edge.why_not() if pruned.way(name).int8 else None
 
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers."""

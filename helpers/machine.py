@@ -103,7 +103,14 @@ def hardware_precisions(profile: Profile) -> list[str]:
     """The precisions that the device truly has, not those it emulates: fp32, bf16 where real, fp16 on a GPU."""
     if device(profile).type == "cuda":
         return ["fp32", "fp16"] + (["bf16"] if torch.cuda.get_device_capability()[0] >= 8 else [])
-    return ["fp32"] + (["bf16"] if {"avx512_bf16", "amx_bf16"} & set(records.cpu()["flags"]) else [])
+    return processor_precisions()
+
+
+def processor_precisions() -> list[str]:
+    """The precisions that the processor has instructions for, x86's and ARM's."""
+    flags = set(records.cpu()["flags"])
+    real = {"bf16": {"avx512_bf16", "amx_bf16", "bf16"}, "fp16": {"avx512_fp16", "amx_fp16", "asimdhp"}}
+    return ["fp32"] + [name for name, needed in real.items() if needed & flags]
 
 
 def matmul_rates(profile: Profile, dtype: str, repeats: int = 7) -> list[float]:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import InputError, compression, edge, figures, profiles, quantization, records, tables, tradeoffs
+from helpers import InputError, compression, edge, figures, machine, profiles, quantization, records, tables, tradeoffs
 from helpers.downstream import pack
 
 TRUTH = np.array([0, 1] * 100)
@@ -99,3 +99,6 @@ def test_variants_are_checked_and_fp32_is_always_there(tmp_path, monkeypatch):
     again = made(variants=["onnx_int8", "bnb_nf4"])
     assert again.missing == {"onnx_int8": "onnx not installed", "bnb_nf4": "no bits here"}
     assert "nf4 (bitsandbytes): – no bits here" in again.plan()
+    monkeypatch.setattr(machine, "processor_precisions", lambda: ["fp32", "bf16"])
+    halves = made(variants=["bf16", "fp16"]).missing
+    assert list(halves) == ["fp16"] and "no instructions for fp16" in halves["fp16"]
