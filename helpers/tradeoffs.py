@@ -32,7 +32,9 @@ def label(variant: str) -> str:
 
 def frame(found: Sequence[dict]) -> pd.DataFrame:
     """A row a record: its unit, its metrics, the label and the family of its variant, its score in percent."""
-    rows = [record["unit"] | record["metrics"] for record in found]
+    rows = [
+        record["unit"] | record["metrics"] | {"rows": len(record["details"]["references"].split())} for record in found
+    ]
     made = pd.DataFrame(rows)
     if len(
         made
