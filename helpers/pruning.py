@@ -60,8 +60,9 @@ def layers(model: PreTrainedModel) -> list[nn.Module]:
 
 def matrices(model: PreTrainedModel) -> list[dict[str, nn.Linear]]:
     """Each layer's matrices by their part: query, key, value, output, up and down."""
+    found = layers(model)
     names = NAMES[model.config.model_type]
-    return [{part: layer.get_submodule(name) for part, name in names.items()} for layer in layers(model)]
+    return [{part: layer.get_submodule(name) for part, name in names.items()} for layer in found]
 
 
 def whole_matrices(model: PreTrainedModel) -> list[dict[str, nn.Linear]]:
@@ -217,7 +218,7 @@ def cut(model: PreTrainedModel, kept: Kept) -> None:
 def mask(model: PreTrainedModel, kept: Kept) -> None:
     """Set to zero, in place, what `cut` would cut out: the same answers, and nothing saved."""
     size = head_size(model)
-    for layer, heads, neurons in zip(matrices(model), kept.heads, kept.neurons, strict=True):
+    for layer, heads, neurons in zip(whole_matrices(model), kept.heads, kept.neurons, strict=True):
         rows = (torch.tensor(heads)[:, None] * size + torch.arange(size)).flatten()
         for part, stay, dim in _places(rows, torch.tensor(neurons)):
             gone = torch.ones(layer[part].weight.shape[dim], dtype=torch.bool)
