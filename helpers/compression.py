@@ -73,7 +73,8 @@ class Losses:
     @property
     def variants(self) -> list[str]:
         """Those that can be had here."""
-        wanted = [name for name in self.profile.quantization.variants or LABELS if name in quantization.LABELS]
+        wanted = dict.fromkeys([BASE, *(self.profile.quantization.variants or LABELS)])
+        wanted = [name for name in wanted if name in quantization.LABELS]
         return [name for name in wanted if not why_not(name)]
 
     def make(self, variant: str, folder: Path) -> None:
@@ -95,7 +96,8 @@ class Losses:
         made = {"version": VERSION, "model": self.pretraining.weights(self.unit), "packages": packages}
         made["flags"] = machine.telling_flags()
         corpus, recipe = as_settings(self.profile.corpus), as_settings(self.profile.distillation)
-        recipe = {name: recipe[name] for name in ("positions", "mask_rate")}
+        batch = recipe["training"]["batch_size"]  # which shares one scale of dynamic int8's inputs
+        recipe = {name: recipe[name] for name in ("positions", "mask_rate")} | {"batch_size": batch}
         return made | {"teacher": self.pretraining.weights(TEACHER), "corpus": corpus, "recipe": recipe}
 
     def measure(self, unit: dict) -> records.Measurement:

@@ -266,9 +266,10 @@ def surprise(sentences: Sequence[tuple[list[str], dict[str, np.ndarray]]], longe
 
 
 def tradeoff(points: pd.DataFrame, cost: str, xlabel: str, ylabel: str, shown: Sequence[str] | None = None) -> Figure:
-    """Score against a cost: a point a variant, a colour a family, the front of what nothing else beats as a line.
+    """Score against a cost: a point a variant, a colour a family, the front of what nothing else beats as steps.
 
-    `points`: columns family, label, score and the cost. `shown`: the families to draw, on the same axes as all of them.
+    `points`: columns family, label, score, rows (scored) and the cost. `shown`: the families to draw, on the same axes
+    as all of them. The band is fp32's score and 1.96 standard errors of a share of so many rows.
     """
     figure, axes = plt.subplots(figsize=(9, 4.6), layout="constrained")
     drawn = points[points.family.isin(FAMILY_COLOURS if shown is None else shown)]
@@ -276,8 +277,14 @@ def tradeoff(points: pd.DataFrame, cost: str, xlabel: str, ylabel: str, shown: S
         axes.plot(own[cost], own.score, "o", color=FAMILY_COLOURS[name], markersize=7, label=name)
         if f"{cost}_low" in own:
             axes.hlines(own.score, own[f"{cost}_low"], own[f"{cost}_high"], color=FAMILY_COLOURS[name], linewidth=1)
+    base = points[points.variant == "fp32"]
+    if len(base):
+        half = 1.96 * np.sqrt(base.score.iloc[0] * (100 - base.score.iloc[0]) / base.rows.iloc[0])
+        axes.axhspan(base.score.iloc[0] - half, base.score.iloc[0] + half, color="grey", alpha=0.12, linewidth=0)
     best = front(drawn, cost)
-    axes.plot(best[cost], best.score, color="grey", linewidth=1, zorder=0, label="nothing is better at less")
+    axes.step(
+        best[cost], best.score, where="post", color="grey", linewidth=1, zorder=0, label="nothing is better at less"
+    )
     for row in best.itertuples():
         place = {"xytext": (5, 5), "textcoords": "offset points", "fontsize": 8}
         axes.annotate(row.label, (getattr(row, cost), row.score), **place)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-from . import compression, edge, models, pruned, pruning, quantization, records, runners, speed
+from . import InputError, compression, edge, machine, models, pruned, pruning, quantization, records, runners, speed
 from .profiles import Profile
 from .variants import PACKAGES, VERSION
 
@@ -41,12 +41,12 @@ class FullSize:
         """All that could change the unit's numbers."""
         packages = {name: records.versions().get(name) for name in PACKAGES}
         how = {"threads": 1, "length": self.own.length, "rules": speed.rules(self.profile.name)._asdict()}
-        return {"version": VERSION, "packages": packages, "cpu": records.cpu()["model"]} | how
+        cpu = {"cpu": records.cpu()["model"], "flags": machine.telling_flags()}
+        return {"version": VERSION, "packages": packages, "reduce_range": edge.needs_reduced_range()} | cpu | how
 
     def measure(self, unit: dict) -> records.Measurement:
         """Size, and the latency of one row on one thread beside PyTorch's fp32."""
-        threads = torch.get_num_threads()
-        with tempfile.TemporaryDirectory() as scratch:
+        with runners.threads_kept(), tempfile.TemporaryDirectory() as scratch:
             whole, folder = Path(scratch) / "whole", Path(scratch) / "variant"
             torch.manual_seed(0)
             model = DistilBertForSequenceClassification(DistilBertConfig()).eval()
@@ -56,8 +56,7 @@ class FullSize:
             ids = np.random.default_rng(0).integers(1000, 20000, size=(1, self.own.length))
             row = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
             scores, seconds = speed.beside(lambda: run(row), lambda: reference(row), speed.rules(self.profile.name))
-            scores |= {"size_mb": speed.size_mb(folder), "footprint_mb": run.touch() / 1e6, "parameters": counted}
-        torch.set_num_threads(threads)
+            scores |= {"size_mb": speed.size_mb(folder), "parameters": counted}
         shape = {"id": "DistilBertConfig()", "revision": None, "weights": "random", "parameters": counted}
         return records.Measurement({n: float(v) for n, v in scores.items()}, [], [shape], {"seconds": seconds})
 
@@ -68,6 +67,10 @@ def _make(name: str, model: DistilBertForSequenceClassification, whole: Path, fo
         quantization.save(name, whole, folder)
         return models.parameters(model)
     how = None if name in edge.LABELS else pruned.way(name)
+    if how and (how.method not in ("random", "layers") or how.recovered):
+        raise InputError(
+            f"{name}: at full size weights know nothing: expected random_PERCENT or layers_COUNT, and _int8"
+        )
     if how:
         if how.method == "layers":
             pruning.drop_layers(model, how.amount)

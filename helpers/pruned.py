@@ -48,7 +48,8 @@ def way(variant: str) -> Way:
     Raises:
         InputError: it is no such name.
     """
-    method, amount, *rest = [*variant.split("_"), ""] if "_" not in variant else variant.split("_")
+    method, amount, *rest = [*variant.split("_"), ""]
+    rest = rest[:-1]
     ends = ([], ["recovered"], ["int8"], ["recovered", "int8"])
     if method not in METHODS or not amount.isdigit() or rest not in ends:
         form = "METHOD_AMOUNT, then _recovered, then _int8"
@@ -90,6 +91,10 @@ class Pruned(Variants):
         found += [Way("masked", _percent(share)) for share in own.masked]
         again = [one._replace(recovered=True) for one in found if one.method in own.recovered]
         self.variants = [BASE, *(one.name for one in found + again + [one._replace(int8=True) for one in again])]
+        if unknown := set(self.apart or []) - set(self.variants):
+            raise InputError(
+                f"pruning.isolated: {', '.join(sorted(unknown))}: expected some of {', '.join(self.variants)}"
+            )
 
     def label(self, variant: str) -> str:
         return BASE if variant == BASE else label(variant)
@@ -239,4 +244,6 @@ def judged(
 
 
 def _percent(share: float) -> int:
+    if abs(100 * share - round(100 * share)) > 1e-9:
+        raise InputError(f"share {share} in the profile's pruning: expected whole percents")
     return round(100 * share)

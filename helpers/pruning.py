@@ -60,8 +60,9 @@ def layers(model: PreTrainedModel) -> list[nn.Module]:
 
 def matrices(model: PreTrainedModel) -> list[dict[str, nn.Linear]]:
     """Each layer's matrices by their part: query, key, value, output, up and down."""
+    found = layers(model)
     names = NAMES[model.config.model_type]
-    return [{part: layer.get_submodule(name) for part, name in names.items()} for layer in layers(model)]
+    return [{part: layer.get_submodule(name) for part, name in names.items()} for layer in found]
 
 
 def whole_matrices(model: PreTrainedModel) -> list[dict[str, nn.Linear]]:
@@ -208,11 +209,8 @@ def cut(model: PreTrainedModel, kept: Kept) -> None:
         raise InputError(f"{len(found)} layers need at least one head and one neuron each: lower the share")
     for layer, heads, neurons in zip(found, kept.heads, kept.neurons, strict=True):
         rows = (torch.tensor(heads)[:, None] * size + torch.arange(size)).flatten()
-        for part in ("query", "key", "value"):
-            _slice(layer[part], rows, 0)
-        _slice(layer["output"], rows, 1)
-        _slice(layer["up"], torch.tensor(neurons), 0)
-        _slice(layer["down"], torch.tensor(neurons), 1)
+        for part, stay, dim in _places(rows, torch.tensor(neurons)):
+            _slice(layer[part], stay, dim)
     model.kept = kept
 
 
@@ -220,16 +218,20 @@ def cut(model: PreTrainedModel, kept: Kept) -> None:
 def mask(model: PreTrainedModel, kept: Kept) -> None:
     """Set to zero, in place, what `cut` would cut out: the same answers, and nothing saved."""
     size = head_size(model)
-    for layer, heads, neurons in zip(matrices(model), kept.heads, kept.neurons, strict=True):
+    for layer, heads, neurons in zip(whole_matrices(model), kept.heads, kept.neurons, strict=True):
         rows = (torch.tensor(heads)[:, None] * size + torch.arange(size)).flatten()
-        for part, stay, by_row in (("output", rows, False), ("up", torch.tensor(neurons), True)):
-            gone = torch.ones(layer[part].weight.shape[0 if by_row else 1], dtype=torch.bool)
+        for part, stay, dim in _places(rows, torch.tensor(neurons)):
+            gone = torch.ones(layer[part].weight.shape[dim], dtype=torch.bool)
             gone[stay] = False
-            if by_row:
-                layer[part].weight[gone] = 0
+            layer[part].weight.index_fill_(dim, gone.nonzero().flatten().to(layer[part].weight.device), 0)
+            if dim == 0:
                 layer[part].bias[gone] = 0
-            else:
-                layer[part].weight[:, gone] = 0
+
+
+def _places(rows: Tensor, neurons: Tensor) -> list[tuple[str, Tensor, int]]:
+    """Which rows (dimension 0) or columns (1) of each part stay, by those of the heads and of the neurons."""
+    heads = [(part, rows, 0) for part in ("query", "key", "value")] + [("output", rows, 1)]
+    return heads + [("up", neurons, 0), ("down", neurons, 1)]
 
 
 @torch.no_grad()

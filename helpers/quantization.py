@@ -107,17 +107,24 @@ def prepare(folder: Path) -> None:
 
 
 def tensors_of(model: nn.Module) -> list[torch.Tensor]:
-    """All that a model's weights take in memory: parameters and buffers, packed integers, scales of bitsandbytes."""
+    """What a model's weights are in memory: parameters and buffers, scales of bitsandbytes; not what PyTorch packs."""
     found = [*model.parameters(), *model.buffers()]
     for module in model.modules():
-        if isinstance(module, (torch.ao.nn.quantized.dynamic.Linear, torch.ao.nn.quantized.Embedding)):
-            weight = module.weight()
-            found += [weight.int_repr(), weight.q_per_channel_scales(), weight.q_per_channel_zero_points()]
-            found += [module.bias()] if hasattr(module, "bias") and module.bias() is not None else []
         weight = module._parameters.get("weight")
         state = getattr(weight, "quant_state", None)
         found += [state.absmax] if state is not None else []
         found += [one for one in (getattr(weight, "SCB", None),) if one is not None]
+    return found
+
+
+def packed_bytes(model: nn.Module) -> int:
+    """What PyTorch's packed 8-bit layers take, by their shapes: to look at the integers is to copy them."""
+    found = 0
+    for module in model.modules():
+        if isinstance(module, torch.ao.nn.quantized.dynamic.Linear):  # scale and zero point in 8 bytes, bias in 4
+            found += module.out_features * (module.in_features + 8 + 8 + 4)
+        elif isinstance(module, torch.ao.nn.quantized.Embedding):  # scale and zero point in 4 bytes
+            found += module.num_embeddings * (module.embedding_dim + 4 + 4)
     return found
 
 

@@ -3,8 +3,9 @@
 Nothing heavy is imported before it is needed: what a runtime costs to import is part of what it costs to use.
 """
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +41,18 @@ def runtime(folder: Path) -> str:
     if list(folder.glob("*.safetensors")):
         return "torch"
     raise InputError(f"{folder}: no model there: expected *.safetensors, *.onnx or *.ort")
+
+
+@contextlib.contextmanager
+def threads_kept() -> Iterator[None]:
+    """Give torch back the threads that it has now, whatever is loaded and whatever fails within."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def imports(folder: Path) -> None:
@@ -104,9 +117,10 @@ def _torch(folder: Path, threads: int, device: str) -> Runner:
 
     def touch() -> int:
         stored = {tensor.data_ptr(): tensor.detach() for tensor in quantization.tensors_of(model)}  # tied ones once
+        packed = quantization.packed_bytes(model)  # made when the model was loaded, and so in memory already
         for tensor in stored.values():
             tensor.contiguous().view(-1).view(torch.uint8)[::4096].sum()  # a byte of each page
-        return sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
+        return packed + sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
 
     return Runner(run, touch)
 

@@ -149,7 +149,7 @@ def data_note(found: Sequence[dict]) -> str:
         f"{name}: " + "; ".join(f"{config} ({', '.join(rows)})" for config, rows in configs.items())
         for name, configs in sets.items()
     ]
-    machines = {describe_machine(record["provenance"]) for record in found}
+    machines = {describe_machine(record["provenance"], record["settings"].get("threads")) for record in found}
     seeds = sorted({record["unit"]["seed"] for record in found if "seed" in record["unit"]})
     drawn = f" Seeds: {', '.join(map(str, seeds))}." if seeds else ""
     random = any(m.get("weights") == "random" for record in found for m in record["provenance"]["models"])
@@ -163,7 +163,9 @@ def positions_note(found: Sequence[dict]) -> str:
     return f"KL is over {' or '.join(sorted(where))} tokens, cosine over all."
 
 
-def describe_machine(provenance: dict) -> str:
-    """Processor or GPU, threads and torch version of one record."""
-    where = provenance["gpu"]["name"] if provenance["gpu"] else f"{provenance['cpu']}, {provenance['threads']} threads"
+def describe_machine(provenance: dict, threads: int | None = None) -> str:
+    """Processor or GPU, threads (those that the record's settings asked for, if they did) and torch of one record."""
+    count = threads or provenance["threads"]
+    on_cpu = f"{provenance['cpu']}, {count} thread{'s' if count > 1 else ''}"
+    where = provenance["gpu"]["name"] if provenance["gpu"] else on_cpu
     return f"{where}, torch {provenance['versions']['torch']}"

@@ -32,7 +32,9 @@ def label(variant: str) -> str:
 
 def frame(found: Sequence[dict]) -> pd.DataFrame:
     """A row a record: its unit, its metrics, the label and the family of its variant, its score in percent."""
-    rows = [record["unit"] | record["metrics"] for record in found]
+    rows = [
+        record["unit"] | record["metrics"] | {"rows": len(record["details"]["references"].split())} for record in found
+    ]
     made = pd.DataFrame(rows)
     if len(
         made
@@ -69,6 +71,7 @@ def table(found: Sequence[dict], task: str, model: str, missing: dict[str, str])
         row = {"score (%)": f"{100 * scores['score']:.1f}", "agrees with fp32 (%)": f"{100 * scores['agreement']:.1f}"}
         row["p"] = tables.NOTHING if record is base or base is None else _p(p_value(record, base))
         row["size (MB)"] = f"{scores['size_mb']:,.1f}"
+        row["weights in memory (MB)"] = _number(scores, "footprint_mb", 1)
         row["peak memory (MB)"] = _number(scores, "peak_memory_mb", 0)
         row["latency p50, p95 (ms)"] = f"{scores['latency_p50_ms']:.1f}, {scores['latency_p95_ms']:.1f}"
         row["times as fast, one row"] = _ratio(scores, "latency")

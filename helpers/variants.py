@@ -123,7 +123,10 @@ class Variants:
 
     def measure(self, unit: dict) -> records.Measurement:
         """The variant's answers on the dev set, its size, and its times beside those of fp32 in one run."""
-        threads = torch.get_num_threads()
+        with runners.threads_kept():
+            return self._measured(unit)
+
+    def _measured(self, unit: dict) -> records.Measurement:
         folder, base = self.folder(unit), self.folder(unit | {"variant": BASE})
         run, reference = (runners.load(one, self.own.threads) for one in (folder, base))
         examples, labels, source = self.glue.examples(unit["task"], "validation")
@@ -134,19 +137,18 @@ class Variants:
         guesses, expected = logits.argmax(-1), full.argmax(-1)
         scores = metrics.GlueMetric(unit["task"]).compute(predictions=guesses, references=labels)
         scores |= {"score": metrics.task_score(unit["task"], scores), "agreement": float((guesses == expected).mean())}
-        scores["logit_error"] = float(np.abs(logits - full).mean())
-        scores |= {"size_mb": speed.size_mb(folder), "footprint_mb": run.touch() / 1e6}
+        scores |= {"logit_error": float(np.abs(logits - full).mean()), "size_mb": speed.size_mb(folder)}
+        if weights := run.touch():
+            scores["footprint_mb"] = weights / 1e6
         timed, taken = self.times(run, reference, examples)
         alone, apart = self.alone(unit, folder, examples)
         details = {"predictions": downstream.pack(guesses), "references": downstream.pack(labels)}
-        details |= {"seconds": taken, "alone": apart}
+        details |= {"seconds": taken, "alone": apart, "checkpoint": models.file_hash(folder)}
         plain = quantization.load(base, torch.device("cpu"))
         more, which = self.extras(unit, folder)
         scores |= timed | alone | {"parameters": models.parameters(plain)} | more
-        details |= which
-        torch.set_num_threads(threads)
         scores = {name: float(value) for name, value in scores.items()}
-        return records.Measurement(scores, [source], self.glue.sources(unit, plain), details)
+        return records.Measurement(scores, [source], self.glue.sources(unit, plain), details | which)
 
     def extras(self, unit: dict, folder: Path) -> tuple[dict, dict]:
         """Metrics and details that only this experiment has."""

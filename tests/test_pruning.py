@@ -59,6 +59,8 @@ def test_a_cut_model_is_the_masked_one(model, batch, share, tmp_path):
     width, size = 32, 8
     gone = (12 - heads) * (4 * size * width + 3 * size) + (144 - neurons) * (2 * width + 1)  # by hand
     assert models.parameters(cut) == models.parameters(model) - gone
+    zeros = (12 - heads) * 4 * size * width + (144 - neurons) * 2 * width
+    assert pruning.sparsity(masked) == pytest.approx(zeros / (3 * (4 * width * width + 2 * width * 48)))
     cut.save_pretrained(tmp_path / "cut")
     pruning.save_shape(cut, tmp_path / "cut")
     again = pruning.load(type(cut), tmp_path / "cut")

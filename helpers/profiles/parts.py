@@ -203,7 +203,7 @@ class Perplexity:
 class Quantization:
     """Fewer bits for the fine-tuned models: notebook 06."""
 
-    tasks: Annotated[list[Literal["sst2", "mrpc", "stsb"]], Field(min_length=1)]
+    tasks: Annotated[list[Literal["sst2", "mrpc"]], Field(min_length=1)]
     models: Models
     variants: list[str] | None = None  # None: all that can be had here
     threads: Positive = 1
@@ -226,7 +226,7 @@ class Recovery:
 class Pruning:
     """Weights, heads, neurons and layers taken away: notebook 07. Measured as in `quantization`."""
 
-    tasks: Annotated[list[Literal["sst2", "mrpc", "stsb"]], Field(min_length=1)]
+    tasks: Annotated[list[Literal["sst2", "mrpc"]], Field(min_length=1)]
     models: Models
     weights: list[Below]  # shares of the encoder's weights set to zero
     shares: list[Below]  # of heads and neurons that are cut out
