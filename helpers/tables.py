@@ -149,7 +149,7 @@ def data_note(found: Sequence[dict]) -> str:
         f"{name}: " + "; ".join(f"{config} ({', '.join(rows)})" for config, rows in configs.items())
         for name, configs in sets.items()
     ]
-    machines = {describe_machine(record["provenance"], record["settings"].get("threads")) for record in found}
+    machines = {describe_machine(record["provenance"], record.get("settings", {}).get("threads")) for record in found}
     seeds = sorted({record["unit"]["seed"] for record in found if "seed" in record["unit"]})
     drawn = f" Seeds: {', '.join(map(str, seeds))}." if seeds else ""
     random = any(m.get("weights") == "random" for record in found for m in record["provenance"]["models"])
