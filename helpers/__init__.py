@@ -1,5 +1,6 @@
 """The thin package that the notebooks share: what they have in common, and nothing that is a lesson of its own."""
 
+import logging
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -10,3 +11,6 @@ REPOSITORY = "OWNER/distilbert-remeasured"
 
 class InputError(ValueError):
     """Something the user gave cannot be used. The message is one line: what was wrong, what is expected, what to do."""
+
+for _name in ("torchao", "torch.utils._pytree"):  # transformers imports torchao: it names kernels that aren't for here
+    logging.getLogger(_name).setLevel(logging.ERROR)

@@ -68,10 +68,10 @@ def glue_in_words(graded: comparison.Comparison) -> str:
             )
     if {"student", "twin"} <= set(graded.models):
         gaps = {task: graded.gap(task, "student", "twin") for task in graded.tasks}
-        clear = [f"{task} ({100 * gap:+.1f}, p = {p:.3f})" for task, (gap, p) in gaps.items() if p < 0.05]
+        clear = [f"{task} ({100 * gap:+z.1f}, p = {p:.3f})" for task, (gap, p) in gaps.items() if p < 0.05]
         mean = 100 * np.mean([gap for gap, _ in gaps.values()])
         says.append(
-            f"- Against its undistilled twin the student is {mean:+.1f} points ahead in the mean; single tasks with "
+            f"- Against its undistilled twin the student is {mean:+z.1f} points ahead in the mean; single tasks with "
             f"p < 0.05: {', '.join(clear) or 'none'}."
         )
     return "\n".join(says)
@@ -80,13 +80,13 @@ def glue_in_words(graded: comparison.Comparison) -> str:
 def ablation_in_words(changes: pd.DataFrame) -> str:
     """Which changes (points, low, high, published) are clear, and whether their order is the published one."""
     clear = changes[(changes.low > 0) | (changes.high < 0)]
-    listed = ", ".join(f"{name} ({row.points:+.1f})" for name, row in clear.iterrows())
+    listed = ", ".join(f"{name} ({row.points:+z.1f})" for name, row in clear.iterrows())
     says = [f"- Clear, their interval being on one side of zero: {listed or 'none'}."]
     both = changes.dropna()
     if len(both) > 2:
         worst, printed = both.points.idxmin(), both.published.idxmin()
         agreement = both.points.corr(both.published, method="spearman")
-        says.append(f"- What costs most: {worst} here, {printed} in the paper; rank correlation {agreement:+.2f}.")
+        says.append(f"- What costs most: {worst} here, {printed} in the paper; rank correlation {agreement:+z.2f}.")
     return "\n".join(says)
 
 
@@ -95,7 +95,7 @@ def ahead(runs: dict[str, np.ndarray], truth: np.ndarray, score, one: str, other
     p = comparison.significance.permutation_test(runs[one], runs[other], truth, score, rounds=300)
     middle = [100 * float(np.median([score(seed, truth) for seed in runs[name]])) for name in (one, other)]
     sure = "clear" if p < SURE else "not clear"
-    return f"{middle[0] - middle[1]:+.1f} points, {sure} in a paired test (p = {p:.3f})"
+    return f"{middle[0] - middle[1]:+z.1f} points, {sure} in a paired test (p = {p:.3f})"
 
 
 def imdb_in_words(found: Sequence[dict], paper: pd.Series) -> str:
@@ -128,5 +128,5 @@ def squad_in_words(found: Sequence[dict], paper: pd.DataFrame) -> str:
     if {"student", "student_d"} <= runs.keys():
         gap = ahead(runs, zeros, comparison.share_right, "student_d", "student")
         printed = paper.f1["DistilBERT (D)"] - paper.f1["DistilBERT"]
-        says.append(f"- The second distillation changes F1 by {gap}; published: {printed:+.1f} points.")
+        says.append(f"- The second distillation changes F1 by {gap}; published: {printed:+z.1f} points.")
     return "\n".join(says)

@@ -131,7 +131,7 @@ class Comparison:
             rows[task] = {}
             for other in others:
                 ahead, p = self.gap(task, one, other)
-                rows[task][f"{tables.MODELS[one]} − {tables.MODELS[other]} (points)"] = f"{100 * ahead:+.1f}"
+                rows[task][f"{tables.MODELS[one]} − {tables.MODELS[other]} (points)"] = f"{100 * ahead:+z.1f}"
                 rows[task][f"p, against the {tables.MODELS[other]}"] = f"{p:.3f}"
         return pd.DataFrame(rows).T.rename_axis("task")
 
@@ -165,8 +165,8 @@ def ablation_table(pretrained: Sequence[dict], graded: Comparison) -> tuple[pd.D
             points, low, high = (100 * value for value in graded.difference(MACRO, name))
             printed = paper.get(PUBLISHED_ABLATION.get(name))
             changes[tables.MODELS[name]] = {"points": points, "low": low, "high": high, "published": printed}
-            row["change"] = f"{points:+.1f} ({low:+.1f} to {high:+.1f})"
-            row["published"] = tables.NOTHING if printed is None else f"{printed:+.2f}"
+            row["change"] = f"{points:+z.1f} ({low:+z.1f} to {high:+z.1f})"
+            row["published"] = tables.NOTHING if printed is None else f"{printed:+z.2f}"
         rows[tables.MODELS[name]] = row
     table = pd.DataFrame(rows).T.fillna(tables.NOTHING).rename_axis("model")
     return table, pd.DataFrame(changes).T.astype(float)
@@ -202,7 +202,7 @@ def beside(
             text = tables.NOTHING
             if other in runs and other != name:
                 p = significance.permutation_test(seeds, runs[other], truth, score, replicates)
-                text = f"{middle[name] - middle[other]:+.1f} (p = {p:.3f})"
+                text = f"{middle[name] - middle[other]:+z.1f} (p = {p:.3f})"
             row[f"ahead of the {tables.MODELS[other]} (points)"] = text
         rows[tables.MODELS[name]] = row | {"n": len(seeds)}
     return pd.DataFrame(rows).T.rename_axis("model")

@@ -4,22 +4,25 @@ import functools
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from . import InputError, edge, machine, quantization, records, speed
+from . import InputError, calibration, edge, machine, quantization, records, speed
 from .distillation import heldout_losses
 from .pretraining import TEACHER, Pretraining
 from .profiles import Profile, as_settings
 from .variants import BASE, VERSION, Variants
 
-LABELS = {**quantization.LABELS, **edge.LABELS}
+LABELS = {**quantization.LABELS, **edge.LABELS, **calibration.LABELS}
 
 
 def why_not(variant: str) -> str | None:
     """Why a quantized variant cannot be had here, or would only be emulated; None if it can."""
     if variant in quantization.DTYPES and variant not in machine.processor_precisions():
         return f"this processor has no instructions for {variant}: it would unpack each number, and gain nothing"
-    return edge.why_not() if variant in edge.LABELS else quantization.why_not(variant)
+    if variant in quantization.LABELS:
+        return quantization.why_not(variant)
+    return edge.why_not() or (calibration.why_not() if variant in calibration.LABELS else None)
 
 
 class Compression(Variants):
@@ -53,8 +56,13 @@ class Compression(Variants):
             quantization.save(variant, source, folder)
         elif variant == "onnx_fp32":
             edge.export(quantization.load(source, torch.device("cpu")), source, folder)
-        else:
+        elif variant in edge.LABELS:
             edge.quantize(self.folder(unit | {"variant": "onnx_fp32"}), folder, "embeddings" in variant)
+        else:
+            examples, _ = self.glue.train_examples(unit)
+            drawn = np.random.default_rng(0).permutation(len(examples))[: calibration.ROWS]
+            rows = [examples[row] for row in drawn]
+            calibration.quantize(self.folder(unit | {"variant": "onnx_fp32"}), folder, rows)
 
 
 class Losses:
@@ -92,7 +100,7 @@ class Losses:
 
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers."""
-        packages = {name: records.versions().get(name) for name in ("torch", "transformers", "bitsandbytes")}
+        packages = {name: records.versions().get(name) for name in ("torch", "transformers", "torchao", "bitsandbytes")}
         made = {"version": VERSION, "model": self.pretraining.weights(self.unit), "packages": packages}
         made["flags"] = machine.telling_flags()
         corpus, recipe = as_settings(self.profile.corpus), as_settings(self.profile.distillation)

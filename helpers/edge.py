@@ -67,7 +67,7 @@ def export(model: PreTrainedModel, tokenizer_from: Path, folder: Path) -> None:
                 verbose=False,
             )
 
-    _make(folder, "onnx_fp32", tokenizer_from, write)
+    make(folder, "onnx_fp32", tokenizer_from, write)
 
 
 def quantize(source: Path, folder: Path, embeddings: bool = False) -> None:
@@ -79,7 +79,7 @@ def quantize(source: Path, folder: Path, embeddings: bool = False) -> None:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    graph = onnx.load(_only(source))
+    graph = onnx.load(only(source))
     del graph.graph.value_info[:]  # the exporter's shapes trip ONNX Runtime's own inference of them
     kinds = ["MatMul", "Gemm"] + (["Gather"] if embeddings else [])
 
@@ -96,7 +96,7 @@ def quantize(source: Path, folder: Path, embeddings: bool = False) -> None:
     root, level = logging.getLogger(), logging.getLogger().level
     root.setLevel(logging.ERROR)  # it advises, on the root logger, to preprocess what has been exported clean
     try:
-        _make(folder, "onnx_int8_embeddings" if embeddings else "onnx_int8", source, write)
+        make(folder, "onnx_int8_embeddings" if embeddings else "onnx_int8", source, write)
     finally:
         root.setLevel(level)
 
@@ -122,20 +122,29 @@ def mobile(source: Path, folder: Path) -> None:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(path.with_suffix(".ort"))
         options.add_session_config_entry("session.save_model_format", "ORT")
-        onnxruntime.InferenceSession(str(_only(source)), options, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(str(only(source)), options, providers=["CPUExecutionProvider"])
 
-    _make(folder, quantization.variant_of(source), source, write)
+    make(folder, quantization.variant_of(source), source, write)
 
 
-def _only(folder: Path) -> Path:
+def only(folder: Path) -> Path:
+    """The exported model in a folder.
+
+    Raises:
+        InputError: there is none, or more than one.
+    """
     found = list(folder.glob("*.onnx"))
     if len(found) != 1:
         raise InputError(f"{folder}: expected one exported model (*.onnx), found {len(found)}: export it first")
     return found[0]
 
 
-def _make(folder: Path, variant: str, tokenizer_from: Path, write: Callable[[Path], None]) -> None:
-    """Write a model and what belongs to it into a folder, whole or not at all."""
+def make(folder: Path, variant: str, tokenizer_from: Path, write: Callable[[Path], None]) -> None:
+    """Write a model and what belongs to it into a folder, whole or not at all.
+
+    Raises:
+        InputError: it cannot be made, with the first line of the reason.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

@@ -33,6 +33,7 @@ FAMILY_COLOURS = {  # of compressed variants, by technique
     "PyTorch int8": _PALETTE[3],
     "bitsandbytes": _PALETTE[5],
     "ONNX Runtime": _PALETTE[7],
+    "OpenVINO": _PALETTE[8],
     "weights set to zero": _PALETTE[6],
     "heads and neurons cut": _PALETTE[0],
     "layers dropped": _PALETTE[1],

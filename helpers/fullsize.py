@@ -10,7 +10,20 @@ import numpy as np
 import torch
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-from . import InputError, compression, edge, machine, models, pruned, pruning, quantization, records, runners, speed
+from . import (
+    InputError,
+    calibration,
+    compression,
+    edge,
+    machine,
+    models,
+    pruned,
+    pruning,
+    quantization,
+    records,
+    runners,
+    speed,
+)
 from .profiles import Profile
 from .variants import PACKAGES, VERSION
 
@@ -51,22 +64,24 @@ class FullSize:
             torch.manual_seed(0)
             model = DistilBertForSequenceClassification(DistilBertConfig()).eval()
             model.save_pretrained(whole)
-            counted = _make(unit["variant"], model, whole, folder)
-            run, reference = (runners.load(one, threads=1) for one in (folder, whole))
             ids = np.random.default_rng(0).integers(1000, 20000, size=(1, self.own.length))
             row = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+            counted = _make(unit["variant"], model, whole, folder, row)
+            run, reference = (runners.load(one, threads=1) for one in (folder, whole))
             scores, seconds = speed.beside(lambda: run(row), lambda: reference(row), speed.rules(self.profile.name))
             scores |= {"size_mb": speed.size_mb(folder), "parameters": counted}
         shape = {"id": "DistilBertConfig()", "revision": None, "weights": "random", "parameters": counted}
         return records.Measurement({n: float(v) for n, v in scores.items()}, [], [shape], {"seconds": seconds})
 
 
-def _make(name: str, model: DistilBertForSequenceClassification, whole: Path, folder: Path) -> int:
-    """Save the variant of the model that is saved in `whole`; how many parameters it has left."""
+def _make(
+    name: str, model: DistilBertForSequenceClassification, whole: Path, folder: Path, row: dict[str, np.ndarray]
+) -> int:
+    """Save the variant of the model that is saved in `whole`; how many parameters it has left. `row`: to calibrate."""
     if name in quantization.LABELS:
         quantization.save(name, whole, folder)
         return models.parameters(model)
-    how = None if name in edge.LABELS else pruned.way(name)
+    how = None if name in compression.LABELS else pruned.way(name)
     if how and (how.method not in ("random", "layers") or how.recovered):
         raise InputError(
             f"{name}: at full size weights know nothing: expected random_PERCENT or layers_COUNT, and _int8"
@@ -84,5 +99,8 @@ def _make(name: str, model: DistilBertForSequenceClassification, whole: Path, fo
     else:
         exported = folder.with_name("exported")
         edge.export(model, whole, exported)
-        edge.quantize(exported, folder, "embeddings" in name)
+        if name in calibration.LABELS:
+            calibration.quantize(exported, folder, [{name: values[0] for name, values in row.items()}])
+        else:
+            edge.quantize(exported, folder, "embeddings" in name)
     return models.parameters(model)

@@ -73,7 +73,7 @@ def _answer_pretraining(found: Sequence[dict]) -> str:
         f"On real text, {student['training_minutes']:.0f} minutes on {cores} cores make a student with "
         f"{fewer:.0%} fewer parameters and a held-out masked-LM loss of "
         f"{student['masked_lm_loss']:.2f} nats (teacher {teacher['masked_lm_loss']:.2f}, distilled from random "
-        f"weights {random['masked_lm_loss']:.2f}). Against its undistilled twin that is {gap:+.2f}; in KL to the "
+        f"weights {random['masked_lm_loss']:.2f}). Against its undistilled twin that is {gap:+z.2f}; in KL to the "
         f"teacher it has {student['kl_to_teacher']:.2f} where the twin has {twin['kl_to_teacher']:.2f} (one seed each)."
     )
 
@@ -130,7 +130,7 @@ def _squad(found: Sequence[dict]) -> tuple[str, str] | None:
     answer = (
         f"Trained on a part of SQuAD, the teacher reaches an F1 of {middle['teacher']:.1f}, the student "
         f"{middle['student']:.1f}, its twin {middle['twin']:.1f}. Distilling a second time changes the student's by "
-        f"{again}; published: {paper.f1['DistilBERT (D)'] - paper.f1['DistilBERT']:+.1f}."
+        f"{again}; published: {paper.f1['DistilBERT (D)'] - paper.f1['DistilBERT']:+z.1f}."
     )
     exact = comparison.beside(runs["exact_match"], zeros, comparison.share_right, "exact match (%)", [])
     table = exact[["exact match (%)"]].join(
@@ -171,7 +171,7 @@ def _quantization(found: Sequence[dict]) -> tuple[str, str] | None:
 
     def against(scores: dict) -> str:
         change = 100 * (scores["score"] - base["score"])
-        return f"{scores['latency_times_as_fast']:.1f} times as fast as fp32 for one row, {change:+.1f} points"
+        return f"{scores['latency_times_as_fast']:.1f} times as fast as fp32 for one row, {change:+z.1f} points"
 
     answer = (
         f"On SST-2 the student in int8 (ONNX Runtime, embeddings too) takes {best['size_mb']:.1f} MB instead of "
@@ -191,7 +191,7 @@ def _pruning(found: Sequence[dict]) -> tuple[str, str] | None:
     base, zeros, third, both = (by_variant[name] for name in names)
 
     def change(scores: dict) -> str:
-        return f"{100 * (scores['score'] - base['score']):+.1f} points"
+        return f"{100 * (scores['score'] - base['score']):+z.1f} points"
 
     answer = (
         f"On SST-2, setting 80% of the student's encoder weights to zero changes its score by {change(zeros)} after "

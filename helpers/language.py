@@ -170,10 +170,10 @@ def mistakes_by_stage(found: Sequence[dict], model: str) -> pd.DataFrame:
         (before,) = of(wrong_ways(found), model=model, stage="base", mistake=unit["mistake"], text=unit["text"])
         if unit["stage"] != "base":
             gap = record["metrics"]["loss"] - before["metrics"]["loss"]
-            rows.setdefault(unit["mistake"], {})[f"{TEXTS[unit['text']]}: {STAGES[unit['stage']]}"] = f"{gap:+.2f}"
+            rows.setdefault(unit["mistake"], {})[f"{TEXTS[unit['text']]}: {STAGES[unit['stage']]}"] = f"{gap:+z.2f}"
     for stage in ("int8", "wikitext"):
         gaps = printed(stage=stage) - printed()
-        row = {f"{TEXTS[text]}: {STAGES[stage]}": f"{gap:+.2f}" for text, gap in gaps.items()}
+        row = {f"{TEXTS[text]}: {STAGES[stage]}": f"{gap:+z.2f}" for text, gap in gaps.items()}
         rows["published, DistilBERT"] = rows.get("published, DistilBERT", {}) | row
     return pd.DataFrame(rows).T.fillna(tables.NOTHING).rename_axis("way of scoring")
 

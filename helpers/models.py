@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import huggingface_hub
 import numpy as np
@@ -23,7 +24,9 @@ from transformers import (
 )
 
 from . import InputError, records
-from .profiles import Architecture, Profile
+
+if TYPE_CHECKING:
+    from .profiles import Architecture, Profile
 
 transformers.logging.disable_progress_bar()  # of loading and saving, which take a second
 huggingface_hub.utils.enable_progress_bars()  # of downloads, which that has switched off too
@@ -59,7 +62,7 @@ def _snapshot(repo_id: str) -> Path:
     raise InputError(f"model {repo_id!r}: {reason}; check the name, or fetch it ahead with ./run_all.sh --download")
 
 
-def download(profile: Profile) -> list[str]:
+def download(profile: "Profile") -> list[str]:
     """Fetch every checkpoint of the profile, so that a later run needs no network; what was fetched, a line each."""
     names = [name for name in (profile.teacher, profile.released) if name and name != "miniworld"]
     return [f"{source['id']} at {source['revision'][:12]}" for _, source in map(fetch, names)]
@@ -121,7 +124,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(fetch(name)[0])
 
 
-def new_bert(shape: Architecture, tokenizer: PreTrainedTokenizerBase, seed: int) -> BertForMaskedLM:
+def new_bert(shape: "Architecture", tokenizer: PreTrainedTokenizerBase, seed: int) -> BertForMaskedLM:
     """A BERT of the given shape with random weights, for the tokenizer's vocabulary.
 
     Its positions start as sines (Vaswani et al. 2017), near ones alike: read little, it need not first find out that.
@@ -206,7 +209,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
 def file_hash(folder: Path) -> str:
     """What a checkpoint's weights are recognised by: twelve hexadecimal digits of the SHA-256 of its weight files."""
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.onnx")]):
+    for path in sorted(path for kind in ("safetensors", "onnx", "bin") for path in folder.glob(f"*.{kind}")):
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:12]

@@ -1,7 +1,7 @@
 """What `speed.alone` runs in a process of its own: load a model, ask it once, say how long it took and what it held.
 
-python -m helpers.probe FOLDER TEXT THREADS BARE STARTED, with BARE 1 to leave the model out and STARTED the time at
-which the process was started. The last line of its output is JSON.
+python -m helpers.probe FOLDER TEXT THREADS STARTED, with STARTED the time at which the process was started. The last
+line of its output is JSON.
 """
 
 import json
@@ -22,23 +22,27 @@ def resident() -> dict[str, float]:
     return {ours: int(lines[name].split()[0]) * 1024 / 1e6 for name, ours in names.items()}  # they come in kB
 
 
-def main(folder: Path, text: str, threads: int, bare: bool, started: float) -> dict:
-    """Times in seconds, memory in MB of 10^6 bytes, and the logits of the answer."""
+def main(folder: Path, text: str, threads: int, started: float) -> dict:
+    """Times in seconds, memory in MB of 10^6 bytes beyond what was held before the model came, and the logits.
+
+    What was held before: the interpreter, the libraries and the tokenizer, at their peak.
+    """
     begun = time.time()
     runners.imports(folder)
     imported = time.time()
-    inputs = runners.tokenizer(folder)(text)
-    run = None if bare else runners.load(folder, threads)
+    inputs, before = runners.tokenizer(folder)(text), resident()
+    run = runners.load(folder, threads)
     loaded = time.time()
-    logits = [] if run is None else run(inputs).ravel()[:8].tolist()
+    logits = run(inputs).ravel()[:8].tolist()
     ended = time.time()
-    held = resident()
-    weights = 0 if run is None else run.touch()
-    held |= {"whole_peak_memory_mb": resident()["peak_memory_mb"], "footprint_mb": weights / 1e6}
+    held = {name: value - before[name] for name, value in resident().items()}
+    weights = run.touch()  # rows of embeddings that nobody asked for are not in memory before
+    held |= {"first_peak_memory_mb": held["peak_memory_mb"], "footprint_mb": weights / 1e6}
+    held["peak_memory_mb"] = resident()["peak_memory_mb"] - before["peak_memory_mb"]
     times = {"imports_s": imported - begun, "loading_s": loaded - imported, "first_s": ended - loaded}
     return times | {"cold_start_s": ended - started, "logits": logits} | held
 
 
 if __name__ == "__main__":
-    folder, text, threads, bare, started = sys.argv[1:]
-    print(json.dumps(main(Path(folder), text, int(threads), bare == "1", float(started))))
+    folder, text, threads, started = sys.argv[1:]
+    print(json.dumps(main(Path(folder), text, int(threads), float(started))))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -12,33 +12,36 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 
 from . import InputError, compression, data, edge, finetuning, models, pruning, quantization, records
-from .profiles import Profile, Recipe, as_settings
+from .profiles import Profile, Pruning, Recipe, as_settings
 from .variants import BASE, Variants
 
 METHODS = {
+    BASE: "whole model",
     "weights": "{}% of weights zero",
     "masked": "{}% of heads and neurons zero (Taylor)",
     "taylor": "{}% of heads and neurons cut (Taylor)",
     "magnitude": "{}% of heads and neurons cut (magnitude)",
     "random": "{}% of heads and neurons cut (at random)",
-    "layers": "{} layers left",
+    "layers": "layers left: {}",
 }
+NAME = re.compile(rf"({BASE}|({'|'.join(list(METHODS)[1:])})_(\d+))(_recovered)?(_int8)?")
 
 
 class Way(NamedTuple):
-    """How a variant is made; its name is these parts in a row, as in `taylor_50_recovered_int8`."""
+    """How a variant is made; its name is these parts in a row: `taylor_50_recovered_int8`, `fp32_int8`."""
 
     method: str
-    amount: int  # percent that goes or, of layers, how many stay
+    amount: int = 0  # percent that goes or, of layers, how many stay; nothing of the whole model, fp32
     recovered: bool = False  # trained again for a while, the whole model teaching
     int8: bool = False  # and then in 8 bits, by ONNX Runtime
 
     @property
     def name(self) -> str:
-        parts = [self.method, str(self.amount)] + ["recovered"] * self.recovered + ["int8"] * self.int8
+        amount = [] if self.method == BASE else [str(self.amount)]
+        parts = [self.method, *amount] + ["recovered"] * self.recovered + ["int8"] * self.int8
         return "_".join(parts)
 
 
@@ -48,20 +51,27 @@ def way(variant: str) -> Way:
     Raises:
         InputError: it is no such name.
     """
-    method, amount, *rest = [*variant.split("_"), ""]
-    rest = rest[:-1]
-    ends = ([], ["recovered"], ["int8"], ["recovered", "int8"])
-    if method not in METHODS or not amount.isdigit() or rest not in ends:
-        form = "METHOD_AMOUNT, then _recovered, then _int8"
-        raise InputError(f"unknown variant {variant!r}: expected {form}, METHOD one of {', '.join(METHODS)}")
-    return Way(method, int(amount), "recovered" in rest, "int8" in rest)
+    found = NAME.fullmatch(variant)
+    if not found:
+        form = f"{BASE} or METHOD_AMOUNT, then _recovered, then _int8"
+        raise InputError(f"unknown variant {variant!r}: expected {form}, METHOD one of {', '.join(list(METHODS)[1:])}")
+    _, method, amount, recovered, int8 = found.groups()
+    return Way(method or BASE, int(amount or 0), bool(recovered), bool(int8))
+
+
+def ways(own: Pruning) -> list[Way]:
+    """What a profile takes away, each as it is then: not recovered, not in 8 bits."""
+    found = [Way("weights", _percent(share)) for share in own.weights]
+    found += [Way(method, _percent(share)) for method in own.importances for share in own.shares]
+    return found + [Way("layers", left) for left in own.layers]
 
 
 def label(variant: str) -> str:
-    """What a variant is called in tables and figures."""
+    """What a variant of notebook 06 or 07 is called in tables and figures."""
+    if variant in compression.LABELS:  # the whole model's among them
+        return compression.LABELS[variant]
     how = way(variant)
-    what = METHODS[how.method].format(how.amount).replace("1 layers", "1 layer")
-    return what + ", recovered" * how.recovered + ", int8" * how.int8
+    return METHODS[how.method].format(how.amount) + ", recovered" * how.recovered + ", int8" * how.int8
 
 
 def take_away(model: PreTrainedModel, how: Way, importances: Callable[[str], tuple[Tensor, Tensor]]) -> None:
@@ -70,7 +80,7 @@ def take_away(model: PreTrainedModel, how: Way, importances: Callable[[str], tup
         pruning.zero_weights(model, how.amount / 100)
     elif how.method == "layers":
         pruning.drop_layers(model, how.amount)
-    else:
+    elif how.method != BASE:
         kept = pruning.choose(importances("taylor" if how.method == "masked" else how.method), how.amount / 100)
         (pruning.mask if how.method == "masked" else pruning.cut)(model, kept)
 
@@ -84,29 +94,25 @@ class Pruned(Variants):
         super().__init__(profile, space, fresh)
         own = profile.pruning
         self.tasks, self.models, self.apart = own.tasks, own.models, own.isolated
-        percent = [*map(_percent, own.shares)]
-        found = [Way("weights", _percent(share)) for share in own.weights]
-        found += [Way(method, amount) for method in own.importances for amount in percent]
-        found += [Way("layers", left) for left in own.layers]
-        found += [Way("masked", _percent(share)) for share in own.masked]
-        again = [one._replace(recovered=True) for one in found if one.method in own.recovered]
-        self.variants = [BASE, *(one.name for one in found + again + [one._replace(int8=True) for one in again])]
+        found = [Way(BASE), *ways(own)]
+        followed = [one for one in found if one.method in (BASE, *own.recovered)]
+        again = [one._replace(recovered=True) for one in followed]
+        eight = [one._replace(int8=True) for one in followed + again]
+        masked = [Way("masked", _percent(share)) for share in own.masked]
+        self.variants = [one.name for one in found + masked + again + eight]
         if unknown := set(self.apart or []) - set(self.variants):
             raise InputError(
                 f"pruning.isolated: {', '.join(sorted(unknown))}: expected some of {', '.join(self.variants)}"
             )
 
     def label(self, variant: str) -> str:
-        return BASE if variant == BASE else label(variant)
+        return label(variant)
 
     def why_not(self, variant: str) -> str | None:
-        return edge.why_not() if variant != BASE and way(variant).int8 else None
+        return edge.why_not() if way(variant).int8 else None
 
     def made_of(self, unit: dict) -> dict:
-        made = super().made_of(unit)
-        if unit["variant"] == BASE:
-            return made
-        how, own = way(unit["variant"]), self.profile.pruning
+        made, how, own = super().made_of(unit), way(unit["variant"]), self.profile.pruning
         if how.method in ("taylor", "masked"):
             made["calibration_rows"] = own.calibration_rows
         if how.recovered:
@@ -135,7 +141,7 @@ class Pruned(Variants):
         else:
             model = quantization.load(source, self.glue.device)
             take_away(model, how, functools.partial(self.importances, unit["task"], unit["model"]))
-        self._save(model.to("cpu"), folder)
+        pruning.save(model.to("cpu"), self.glue.pretraining.tokenizer, folder)
 
     @functools.cache  # noqa: B019 (there is one of it in a notebook)
     def importances(self, task: str, model: str, criterion: str) -> tuple[Tensor, Tensor]:
@@ -159,7 +165,7 @@ class Pruned(Variants):
         options = self.recovery(unit), seed, unfinished, self.glue.precision, self.pad
         trainer = finetuning.FineTuner(model, examples, *options)
         if way(unit["variant"]).method == "weights":
-            trainer.add_callback(pruning.KeepZeros(model))
+            trainer.add_callback(KeepZeros(model))
         finetuning.fine_tune(trainer)
         shutil.rmtree(unfinished, ignore_errors=True)
         return model
@@ -174,7 +180,7 @@ class Pruned(Variants):
 
     def extras(self, unit: dict, folder: Path) -> tuple[dict, dict]:
         """What is left: parameters, zeros, and the size if zeros weren't stored; which heads and neurons stayed."""
-        if unit["variant"] != BASE and way(unit["variant"]).int8:
+        if way(unit["variant"]).int8:
             folder = self.folder(unit | {"variant": way(unit["variant"])._replace(int8=False).name})
             return {"parameters": models.parameters(quantization.load(folder, torch.device("cpu")))}, {}
         model = quantization.load(folder, torch.device("cpu"))
@@ -183,12 +189,18 @@ class Pruned(Variants):
         kept = getattr(model, "kept", None)
         return scores, {"heads": kept.heads, "neurons": [len(own) for own in kept.neurons]} if kept else {}
 
-    def _save(self, model: PreTrainedModel, folder: Path) -> None:
-        building = folder.with_name(f"{folder.name}.{os.getpid()}.building")
-        models.save(model, self.glue.pretraining.tokenizer, building)
-        pruning.save_shape(model, building)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(building, folder)
+
+class KeepZeros(TrainerCallback):
+    """Sets back to zero, after each step of a training, the encoder's weights that are zero now."""
+
+    def __init__(self, model: PreTrainedModel):
+        weights = [matrix.weight for layer in pruning.matrices(model) for matrix in layer.values()]
+        self.zeros = [(weight, weight == 0) for weight in weights]
+
+    def on_step_end(self, args, state, control, **_):
+        with torch.no_grad():
+            for weight, zero in self.zeros:
+                weight.masked_fill_(zero, 0)
 
 
 class Losses(compression.Losses):
@@ -198,11 +210,8 @@ class Losses(compression.Losses):
 
     @property
     def variants(self) -> list[str]:
-        own = self.profile.pruning
-        found = [Way("weights", _percent(share)) for share in own.weights]
-        found += [Way(method, _percent(share)) for method in own.importances for share in own.shares]
-        found += [Way("layers", left) for left in own.layers]
-        return [BASE] + [one._replace(int8=int8).name for one in found for int8 in (False, True)]
+        found = [Way(BASE), *ways(self.profile.pruning)]
+        return [one._replace(int8=int8).name for one in found for int8 in (False, True)]
 
     def settings(self, unit: dict) -> dict:
         return super().settings(unit) | {"calibration_rows": self.profile.pruning.calibration_rows}
@@ -214,8 +223,7 @@ class Losses(compression.Losses):
         how, model = way(variant), quantization.load(source, torch.device("cpu"))
         take_away(model, how, self.importances)
         plain = folder.with_name("plain") if how.int8 else folder
-        models.save(model, self.pretraining.tokenizer, plain)
-        pruning.save_shape(model, plain)
+        pruning.save(model, self.pretraining.tokenizer, plain)
         if how.int8:
             quantization.save("torch_int8", plain, folder)
 
@@ -239,7 +247,8 @@ def judged(
         return pruning.at_random(whole, seed=0)
     drawn = np.random.default_rng(0).permutation(len(examples))[:rows]
     few, padding = [examples[row] for row in drawn], data.Padding(pad_id)
-    batches = (padding(few[start : start + 16]) for start in range(0, len(few), 16))
+    # One at a time: a masked-LM loss is a mean over tokens, which would weigh the examples of a batch unequally.
+    batches = (padding([one]) for one in few)
     return pruning.taylor(whole, batches, lambda batch: whole(**finetuning.accepted(whole, batch)).loss)
 
 

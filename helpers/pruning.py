@@ -4,6 +4,8 @@ Only what is cut out makes a model smaller and faster; zeros inside a matrix are
 """
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils import prune
-from transformers import AutoConfig, PreTrainedModel, TrainerCallback
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import InputError, models, students
 
@@ -95,19 +97,6 @@ def zero_weights(model: PreTrainedModel, share: float) -> None:
     prune.global_unstructured(parts, prune.L1Unstructured, amount=share)
     for matrix, name in parts:
         prune.remove(matrix, name)
-
-
-class KeepZeros(TrainerCallback):
-    """Sets back to zero, after each step of a training, the encoder's weights that are zero now."""
-
-    def __init__(self, model: PreTrainedModel):
-        weights = [matrix.weight for layer in matrices(model) for matrix in layer.values()]
-        self.zeros = [(weight, weight == 0) for weight in weights]
-
-    def on_step_end(self, args, state, control, **_):
-        with torch.no_grad():
-            for weight, zero in self.zeros:
-                weight.masked_fill_(zero, 0)
 
 
 def sparsity(model: PreTrainedModel) -> float:
@@ -258,6 +247,15 @@ def drop_layers(model: PreTrainedModel, stay: int) -> list[int]:
 
 
 # --- on disk
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save a model and what was cut out of it, whole or not at all, for `load`."""
+    building = folder.with_name(f"{folder.name}.{os.getpid()}.building")
+    models.save(model, tokenizer, building)
+    save_shape(model, building)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(building, folder)
 
 
 def save_shape(model: PreTrainedModel, folder: Path) -> None:

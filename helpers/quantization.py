@@ -16,7 +16,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
+from transformers.utils.import_utils import TORCHAO_MIN_VERSION, is_torchao_available
 
 from . import InputError, models, pruning
 
@@ -28,6 +29,7 @@ LABELS = {
     "fp16": "fp16",
     "torch_int8": "int8, linear layers (PyTorch dynamic)",
     "torch_int8_embeddings": "int8, and embeddings (PyTorch dynamic)",
+    "torchao_int8": "int8, linear layers (torchao)",
     "bnb_int8": "LLM.int8 (bitsandbytes)",
     "bnb_nf4": "nf4 (bitsandbytes)",
     "bnb_nf4_double": "nf4, double (bitsandbytes)",
@@ -56,8 +58,10 @@ def save(variant: str, source: Path, target: Path) -> None:
     temporary.mkdir(parents=True)
     if variant in DTYPES:
         _plain(source, DTYPES[variant]).save_pretrained(temporary)
-    elif variant.startswith("torch"):
+    elif variant.startswith("torch_"):
         _save_dynamic(dynamic(_plain(source, torch.float32), "embeddings" in variant), temporary)
+    elif variant.startswith("torchao"):
+        _torchao(source).save_pretrained(temporary)
     else:
         _bitsandbytes(variant, source, torch.device("cpu")).save_pretrained(temporary)
     for pattern in KEPT:
@@ -71,10 +75,10 @@ def save(variant: str, source: Path, target: Path) -> None:
 def load(folder: Path, device: torch.device) -> PreTrainedModel:
     """A saved variant, or a plain checkpoint in fp32, ready to predict."""
     variant = variant_of(folder)
-    if variant.startswith("torch"):
+    if variant.startswith("torch_"):
         return _load_dynamic(folder)
-    if variant.startswith("bnb"):
-        import_bitsandbytes()
+    if variant.startswith(("bnb", "torchao")):
+        prepare(folder)
         return _kind(folder).from_pretrained(folder, device_map={"": str(device)}, use_safetensors=True).eval()
     return _plain(folder, DTYPES[variant]).to(device)
 
@@ -87,11 +91,13 @@ def variant_of(folder: Path) -> str:
 
 def why_not(variant: str, cut: bool = False) -> str | None:
     """Why a variant cannot be had on this machine's processor, of a model that was `cut`; None if it can."""
-    if variant.startswith("bnb") and cut:
-        return "transformers loads a model for bitsandbytes in its whole shape, and heads were cut out of its matrices"
+    if variant.startswith(("bnb", "torchao")) and cut:
+        return "transformers loads such a model in its whole shape, and heads were cut out of its matrices"
     if variant.startswith("bnb"):
         return why_no_bits(torch.device("cpu"), 8 if variant == "bnb_int8" else 4)
-    if variant.startswith("torch_int8") and torch.backends.quantized.engine == "none":
+    if variant.startswith("torchao") and not is_torchao_available():
+        return f"transformers saves torchao's tensors from version {TORCHAO_MIN_VERSION} on: pip install torchao"
+    if variant.startswith("torch_") and torch.backends.quantized.engine == "none":
         return "this build of PyTorch has no engine for quantized layers"
     return None
 
@@ -100,21 +106,30 @@ def prepare(folder: Path) -> None:
     """Import all that loading the folder's model will need, so that imports and loading can be timed apart."""
     variant = variant_of(folder)
     _kind(folder)
-    if variant.startswith("torch"):
+    if variant.startswith("torch_"):
         import torch.ao.quantization  # noqa: F401
+    elif variant.startswith("torchao"):
+        import torchao.quantization  # noqa: F401
     elif variant.startswith("bnb"):
         import_bitsandbytes()
 
 
 def tensors_of(model: nn.Module) -> list[torch.Tensor]:
     """What a model's weights are in memory: parameters and buffers, scales of bitsandbytes; not what PyTorch packs."""
-    found = [*model.parameters(), *model.buffers()]
+    found = [part for tensor in (*model.parameters(), *model.buffers()) for part in _parts(tensor)]
     for module in model.modules():
         weight = module._parameters.get("weight")
         state = getattr(weight, "quant_state", None)
         found += [state.absmax] if state is not None else []
         found += [one for one in (getattr(weight, "SCB", None),) if one is not None]
     return found
+
+
+def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The plain tensors in one of torchao's: integers, scales."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    return [part for name in tensor.__tensor_flatten__()[0] for part in _parts(getattr(tensor, name))]
 
 
 def packed_bytes(model: nn.Module) -> int:
@@ -210,6 +225,15 @@ def import_bitsandbytes() -> None:
         del sys.modules["kernels"]
         if there is not None:
             sys.modules["kernels"] = there
+
+
+def _torchao(source: Path) -> PreTrainedModel:
+    """Linear layers in 8 bits with a scale a row; inputs are quantized as they come, with one scale a token."""
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig
+
+    config = TorchAoConfig(Int8DynamicActivationInt8WeightConfig())
+    given = {"quantization_config": config, "dtype": torch.float32, "device_map": {"": "cpu"}}
+    return _kind(source).from_pretrained(source, use_safetensors=True, **given).eval()
 
 
 def _bitsandbytes(variant: str, source: Path, device: torch.device) -> PreTrainedModel:

@@ -16,12 +16,14 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from . import ROOT, InputError
-from .profiles import Profile
+
+if TYPE_CHECKING:  # who loads a model imports this module, too, and that is timed: nothing heavy up here
+    import pandas as pd
+
+    from .profiles import Profile
 
 PACKAGES = (
     "torch",
@@ -31,10 +33,13 @@ PACKAGES = (
     "accelerate",
     "numpy",
     "safetensors",
+    "torchao",
     "bitsandbytes",
     "onnx",
     "onnxruntime",
     "onnxscript",
+    "openvino",
+    "nncf",
 )
 CODE = ("helpers", "notebooks", "requirements.txt", "constraints.txt", "run_all.sh")  # what `commit` speaks of
 RANDOM_REVISION = "0000000000"  # a revision that starts so holds weights drawn at random
@@ -46,7 +51,7 @@ class Workspace:
     Runs on randomly drawn weights go to `<profile>-random`, so that they are never taken for the real thing.
     """
 
-    def __init__(self, profile: Profile, store: str | None = None):
+    def __init__(self, profile: "Profile", store: str | None = None):
         root = Path(store) if store else ROOT
         self.name = profile.name + ("-random" if _is_random(profile.teacher) else "")
         self.results = root / "results" / self.name
@@ -77,11 +82,13 @@ class Workspace:
         write_whole(self.path(experiment, unit, settings), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         return record
 
-    def read(self, experiment: str) -> pd.DataFrame:
+    def read(self, experiment: str) -> "pd.DataFrame":
         """All records of an experiment, one a row: the unit's and the metrics' names as columns, the whole in `record`.
 
         A damaged file is named and left out.
         """
+        import pandas as pd
+
         rows = []
         for path in sorted((self.records / experiment).glob("*.json")):
             try:

@@ -1,9 +1,10 @@
-"""A saved model of any kind, made ready to be asked: PyTorch's, quantized ones, and those of ONNX Runtime.
+"""A saved model of any kind, made ready to be asked: PyTorch's, quantized ones, ONNX Runtime's and OpenVINO's.
 
 Nothing heavy is imported before it is needed: what a runtime costs to import is part of what it costs to use.
 """
 
 import contextlib
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,16 +32,18 @@ class Runner(NamedTuple):
 
 
 def runtime(folder: Path) -> str:
-    """What runs the model in a folder: "torch" or "onnx".
+    """What runs the model in a folder: "torch", "onnx" or "openvino".
 
     Raises:
         InputError: there is no model in the folder.
     """
     if list(folder.glob("*.onnx")) + list(folder.glob("*.ort")):
         return "onnx"
+    if list(folder.glob("*.xml")):
+        return "openvino"
     if list(folder.glob("*.safetensors")):
         return "torch"
-    raise InputError(f"{folder}: no model there: expected *.safetensors, *.onnx or *.ort")
+    raise InputError(f"{folder}: no model there: expected *.safetensors, *.onnx, *.ort or *.xml")
 
 
 @contextlib.contextmanager
@@ -57,9 +60,9 @@ def threads_kept() -> Iterator[None]:
 
 def imports(folder: Path) -> None:
     """Import what the folder's model needs."""
-    if runtime(folder) == "onnx":
-        import onnxruntime  # noqa: F401
-        import tokenizers  # noqa: F401
+    if (kind := runtime(folder)) != "torch":
+        importlib.import_module({"onnx": "onnxruntime", "openvino": "openvino"}[kind])
+        importlib.import_module("tokenizers")
     else:
         from transformers import AutoTokenizer  # noqa: F401 (its parts come when they are asked for)
 
@@ -70,7 +73,7 @@ def imports(folder: Path) -> None:
 
 def tokenizer(folder: Path) -> Callable[[str], Inputs]:
     """The folder's tokenizer, by the library that goes with its runtime: one text to inputs of one row."""
-    if runtime(folder) == "onnx":
+    if runtime(folder) != "torch":
         from tokenizers import Tokenizer
 
         found = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -98,7 +101,10 @@ def load(folder: Path, threads: int, device: str = "cpu") -> Runner:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not 1 <= threads <= cores:
         raise InputError(f"{threads} threads on {cores} cores: expected 1 to {cores}")
-    return _onnx(folder, threads) if runtime(folder) == "onnx" else _torch(folder, threads, device)
+    kind = runtime(folder)
+    if kind == "torch":
+        return _torch(folder, threads, device)
+    return _onnx(folder, threads) if kind == "onnx" else _openvino(folder, threads)
 
 
 def _torch(folder: Path, threads: int, device: str) -> Runner:
@@ -143,3 +149,18 @@ def _onnx(folder: Path, threads: int) -> Runner:
         return session.run(None, feed)[0]
 
     return Runner(run, lambda: 0)  # a session reads all of its weights when it starts
+
+
+def _openvino(folder: Path, threads: int) -> Runner:
+    import openvino
+
+    # What is not in 8 bits stays in fp32, as everywhere here; it would take bf16 where the processor has it.
+    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(next(folder.glob("*.xml")), "CPU", options)
+    wanted = [given.any_name for given in compiled.inputs]
+    request = compiled.create_infer_request()
+
+    def run(inputs: Inputs) -> np.ndarray:
+        return request.infer({name: inputs[name] for name in wanted})[compiled.output(0)].copy()
+
+    return Runner(run, lambda: 0)  # it packs all of its weights anew when it is compiled

@@ -61,7 +61,7 @@ def _imports(source: str) -> set[str]:
         return set()
     names = {alias.name for line in lines if isinstance(line, ast.Import) for alias in line.names}
     for line in lines:
-        if isinstance(line, ast.ImportFrom):
+        if isinstance(line, ast.ImportFrom) and line.module:
             names |= {line.module} | {f"{line.module}.{alias.name}" for alias in line.names}
     return names
 

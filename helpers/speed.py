@@ -134,9 +134,9 @@ def beside(
 
 def size_mb(folder: Path) -> float:
     """What the weights in a folder take on disk, in MB of 10^6 bytes; configuration and tokenizer don't count."""
-    weights = [path for ending in ("safetensors", "onnx", "onnx.data", "ort") for path in folder.glob(f"*.{ending}")]
+    weights = [path for ending in ("safetensors", "onnx", "ort", "bin") for path in folder.glob(f"*.{ending}")]
     if not weights:
-        raise InputError(f"{folder}: no weights there (*.safetensors, *.onnx, *.ort)")
+        raise InputError(f"{folder}: no weights there (*.safetensors, *.onnx, *.ort, *.bin)")
     return sum(path.stat().st_size for path in set(weights)) / 1e6
 
 
@@ -146,26 +146,15 @@ def alone(folder: Path, text: str, threads: int, timeout: float = 300.0) -> dict
     Returns:
         imports_s, loading_s, first_s and cold_start_s (all three, and the interpreter's own start; the file is likely
         in the system's cache, and a disk would add its own time); peak_memory_mb, the peak of the resident size once
-        every weight has been read, less that of the same process without a model (weights are mapped from their file,
-        and rows of embeddings that nobody asked for are not in memory before: first_peak_memory_mb is the peak of the
-        first answer alone); of what stays after the answer, anonymous_mb and file_backed_mb; footprint_mb, the weights'
-        own size in memory, 0 where the runtime doesn't tell; logits, for a check.
+        every weight has been read, less the peak before the model was loaded (weights are mapped from their file, and
+        rows of embeddings that nobody asked for come last: first_peak_memory_mb is the peak of the first answer
+        alone); of what stays after the answer, anonymous_mb and file_backed_mb; footprint_mb, the weights' own size in
+        memory, 0 where the runtime doesn't tell; logits, for a check.
 
     Raises:
         InputError: the process failed, with its last line.
     """
-    with_model, without = (_probe(folder, text, threads, bare, timeout) for bare in (False, True))
-    times = ("imports_s", "loading_s", "first_s", "cold_start_s", "footprint_mb", "logits")
-    found = {name: with_model[name] for name in times}
-    found["peak_memory_mb"] = with_model["whole_peak_memory_mb"] - without["peak_memory_mb"]
-    found["first_peak_memory_mb"] = with_model["peak_memory_mb"] - without["peak_memory_mb"]
-    for name in ("anonymous_mb", "file_backed_mb"):
-        found[name] = with_model[name] - without[name]
-    return found
-
-
-def _probe(folder: Path, text: str, threads: int, bare: bool, timeout: float) -> dict:
-    command = [sys.executable, "-m", "helpers.probe", str(folder), text, str(threads), str(int(bare)), str(time.time())]
+    command = [sys.executable, "-m", "helpers.probe", str(folder), text, str(threads), str(time.time())]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:

@@ -36,7 +36,8 @@ def run(
     """
     global _bar
     units, found, failures, measured_now = list(units), [], [], 0
-    with tqdm(total=len(units), desc=experiment, bar_format=METER, file=sys.stdout) as _bar:
+    bar = {"bar_format": METER, "file": sys.stdout, "miniters": 0}  # 0: `report` shows within a unit, too
+    with tqdm(total=len(units), desc=experiment, **bar) as _bar:
         for unit in units:
             name = records.slug(unit)
             _bar.set_postfix_str(name)

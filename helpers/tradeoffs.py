@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from . import compression, metrics, pruned, significance, tables
+from . import metrics, pruned, significance, tables
 from .downstream import unpack
 from .language import of
 from .variants import BASE
 
 FAMILIES = {"fp32": "half or full precision", "bf16": "half or full precision", "fp16": "half or full precision"}
-BY_START = {"torch": "PyTorch int8", "bnb": "bitsandbytes", "onnx": "ONNX Runtime"}
+BY_START = {"torch": "PyTorch int8", "torchao": "PyTorch int8", "bnb": "bitsandbytes", "onnx": "ONNX Runtime"}
+BY_START["openvino"] = "OpenVINO"
 BY_START |= {"weights": "weights set to zero", "masked": "weights set to zero", "layers": "layers dropped"}
 BY_START |= dict.fromkeys(("taylor", "magnitude", "random"), "heads and neurons cut")
 BOTH = "pruned, and int8"
@@ -22,12 +23,9 @@ def family(variant: str) -> str:
     if variant in FAMILIES:
         return FAMILIES[variant]
     start = variant.split("_")[0]
+    if start == BASE:
+        return BY_START["onnx"] if pruned.way(variant).int8 else FAMILIES[BASE]
     return BOTH if start in pruned.METHODS and pruned.way(variant).int8 else BY_START[start]
-
-
-def label(variant: str) -> str:
-    """What a variant is called in tables and figures."""
-    return compression.LABELS[variant] if variant in compression.LABELS else pruned.label(variant)
 
 
 def frame(found: Sequence[dict]) -> pd.DataFrame:
@@ -36,14 +34,13 @@ def frame(found: Sequence[dict]) -> pd.DataFrame:
         record["unit"] | record["metrics"] | {"rows": len(record["details"]["references"].split())} for record in found
     ]
     made = pd.DataFrame(rows)
-    if len(
-        made
-    ):  # all latencies on one scale: fp32's in each task and model, by the ratio that was measured in one run
+    if len(made):
+        # All latencies on one scale: fp32's in each task and model, by the ratio that was measured in one run.
         base = made[made.variant == BASE].set_index(["task", "model"]).latency_p50_ms
         own = pd.Series([base.get((row.task, row.model), np.nan) for row in made.itertuples()], made.index)
         for end, by in (("", ""), ("_low", "_high"), ("_high", "_low")):
             made[f"latency_ms{end}"] = own / made[f"latency_times_as_fast{by}"]
-        made["label"] = made.variant.map(label)
+        made["label"] = made.variant.map(pruned.label)
         made["family"] = made.variant.map(family)
         made["score"] = 100 * made.score
     return made
@@ -77,10 +74,35 @@ def table(found: Sequence[dict], task: str, model: str, missing: dict[str, str])
         row["times as fast, one row"] = _ratio(scores, "latency")
         row["rows/s, batch"] = f"{scores['samples_per_s']:,.0f}"
         row["times as fast, batch"] = _ratio(scores, "throughput")
-        rows[label(variant)] = row | {"cold start (s)": _number(scores, "cold_start_s", 2)}
+        rows[pruned.label(variant)] = row | {"cold start (s)": _number(scores, "cold_start_s", 2)}
     for variant, reason in missing.items() if own else ():
-        rows[f"{label(variant)} (– {reason})"] = {"score (%)": tables.NOTHING}
+        rows[f"{pruned.label(variant)} (– {reason})"] = {"score (%)": tables.NOTHING}
     return pd.DataFrame(rows).T.fillna(tables.NOTHING).rename_axis("variant")
+
+
+def together(found: Sequence[dict], task: str, model: str) -> pd.DataFrame:
+    """A row a pruned variant in 8 bits: what its two parts would give if gains multiplied and losses added up.
+
+    Both parts are measured alone, beside the whole model in fp32; score changes are in points.
+    """
+    own = frame(of(found, task=task, model=model))
+    by_name = {row.variant: row for row in own.itertuples()} if len(own) else {}
+    base, eight, rows = by_name.get(BASE), by_name.get(f"{BASE}_int8"), {}
+    for name, both in by_name.items() if base and eight else ():
+        alone = by_name.get(name.removesuffix("_int8"))
+        if not name.endswith("_int8") or both is eight or alone is None:
+            continue
+        times = [row.latency_times_as_fast for row in (alone, eight, both)]
+        changes = [row.score - base.score for row in (alone, eight, both)]
+        rows[alone.label] = {
+            "alone": f"{times[0]:.2f}",
+            "int8 alone": f"{times[1]:.2f}",
+            "product": f"{times[0] * times[1]:.2f}",
+            "measured": _ratio(both._asdict(), "latency"),
+            "sum of changes (points)": f"{changes[0] + changes[1]:+z.1f}",
+            "measured (points)": f"{changes[2]:+z.1f}",
+        }
+    return pd.DataFrame(rows).T.rename_axis("what is pruned")
 
 
 def full_size(found: Sequence[dict]) -> pd.DataFrame:
@@ -88,7 +110,7 @@ def full_size(found: Sequence[dict]) -> pd.DataFrame:
     rows = {}
     for record in found:
         scores = record["metrics"]
-        rows[label(record["unit"]["variant"])] = {
+        rows[pruned.label(record["unit"]["variant"])] = {
             "parameters (million)": f"{scores['parameters'] / 1e6:.1f}",
             "size (MB)": f"{scores['size_mb']:.1f}",
             "latency p50, p95 (ms)": f"{scores['latency_p50_ms']:.1f}, {scores['latency_p95_ms']:.1f}",
@@ -104,7 +126,7 @@ def losses_table(found: Sequence[dict]) -> pd.DataFrame:
     for record in found:
         columns = {name: tables.COLUMNS[name] for name in ("masked_lm_loss", "kl_to_teacher", "cosine_loss", "size_mb")}
         values = {c.header: tables.cell(pd.Series([record["metrics"][n]]), c) for n, c in columns.items()}
-        rows[label(record["unit"]["variant"])] = values
+        rows[pruned.label(record["unit"]["variant"])] = values
     return pd.DataFrame(rows).T.rename_axis("variant")
 
 
@@ -149,7 +171,7 @@ def in_words(found: Sequence[dict], task: str, model: str) -> str:
         ("smallest", "size_mb", "min", "{:.1f} MB, where fp32 has " + f"{base.size_mb:.1f}"),
     ):
         row = rest.loc[rest[metric].idxmax() if best == "max" else rest[metric].idxmin()]
-        change = f"score {row.score - base.score:+.1f} points"
+        change = f"score {row.score - base.score:+z.1f} points"
         says.append(f"- The {what}: {row.label}, {text.format(row[metric])}, {change}.")
     slow = rest[rest.latency_times_as_fast_high < 1]
     if len(slow):
@@ -157,6 +179,6 @@ def in_words(found: Sequence[dict], task: str, model: str) -> str:
     (reference,) = of(found, task=task, model=model, variant=BASE)
     others = [record for record in of(found, task=task, model=model) if record is not reference]
     clear = holm({record["unit"]["variant"]: p_value(record, reference) for record in others})
-    listed = [f"{r.label} ({r.score - base.score:+.1f})" for r in rest.itertuples() if r.variant in clear]
+    listed = [f"{r.label} ({r.score - base.score:+z.1f})" for r in rest.itertuples() if r.variant in clear]
     says.append(f"- Scores clearly other than fp32's (Holm, {len(others)} comparisons): {'; '.join(listed) or 'none'}.")
     return "\n".join(says)

@@ -12,7 +12,8 @@ from .profiles import Profile, as_settings
 
 VERSION = 1  # raised whenever the code changes the numbers it makes
 BASE = "fp32"  # the fine-tuned model as it is; all others are compared with it
-PACKAGES = ("torch", "transformers", "bitsandbytes", "onnx", "onnxruntime", "onnxscript")
+PACKAGES = ("torch", "transformers", "torchao", "bitsandbytes", "onnx", "onnxruntime", "onnxscript")
+PACKAGES += ("openvino", "nncf")
 
 
 class Variants:

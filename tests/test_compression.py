@@ -62,6 +62,19 @@ def test_many_comparisons_need_smaller_p_values():
     assert tradeoffs.holm({}) == set()
 
 
+def test_gains_that_multiply_are_told_from_those_that_do_not():
+    """Twice and three times as fast are six, and five were measured; 5 and 1 points lost are 6, and 7 were."""
+    twice, thrice = record("taylor_50", 30, ratio=2.0), record("fp32_int8", 22, ratio=3.0)
+    both = record("taylor_50_int8", 34, ratio=5.0)
+    found = [record("fp32", 20), twice, thrice, both, record("layers_1_int8", 80, ratio=7.0)]
+    table = tradeoffs.together(found, "sst2", "student")
+    assert list(table.index) == ["50% of heads and neurons cut (Taylor)"], "layers_1 was not measured alone"
+    row = table.iloc[0]
+    assert (row["product"], row["measured"]) == ("6.00", "5.00 (4.50 to 5.50)")
+    assert (row["sum of changes (points)"], row["measured (points)"]) == ("-6.0", "-7.0")
+    assert tradeoffs.together(found[:2], "sst2", "student").empty and tradeoffs.together([], "sst2", "student").empty
+
+
 def test_the_front_is_what_nothing_else_beats():
     points = pd.DataFrame({"name": list("abcde"), "cost": [1, 2, 2, 3, 4], "score": [70, 80, 75, 80, 90]})
     assert list(tradeoffs.front(points, "cost").name) == ["a", "b", "e"]
@@ -81,6 +94,7 @@ def test_latencies_are_on_one_scale(found):
 def test_every_variant_has_a_family_with_a_colour():
     cut = ("weights_50", "masked_50", "taylor_50", "random_30_recovered", "layers_2", "taylor_50_recovered_int8")
     assert {tradeoffs.family(name) for name in (*compression.LABELS, *cut)} == set(figures.FAMILY_COLOURS)
+    assert tradeoffs.family("fp32_int8") == tradeoffs.family("onnx_int8") != tradeoffs.family("fp32_recovered")
 
 
 def test_variants_are_checked_and_fp32_is_always_there(tmp_path, monkeypatch):

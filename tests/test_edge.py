@@ -10,7 +10,7 @@ from transformers import (
     DistilBertForSequenceClassification,
 )
 
-from helpers import InputError, edge, pruning, records, runners, speed, students
+from helpers import InputError, calibration, compression, edge, pruning, records, runners, speed, students
 
 
 def make(kind: str):
@@ -94,3 +94,22 @@ def test_bad_input_is_refused_in_one_line(tmp_path):
     with pytest.raises(InputError, match="could not be made: "):
         edge.mobile(broken, tmp_path / "ort")
     assert not (tmp_path / "ort").exists()
+
+
+def test_calibrated_int8_is_near_and_small(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration.importlib.util, "find_spec", lambda name: None if name == "nncf" else object())
+    assert compression.why_not("openvino_int8") == "nncf not installed, an optional extra: pip install openvino nncf"
+    monkeypatch.undo()
+    for name in calibration.LABELS:
+        if reason := calibration.why_not():
+            pytest.skip(reason)
+        model = make("distilbert")
+        edge.export(model, tmp_path, tmp_path / "fp32")
+        given = inputs(8, 16)
+        given["attention_mask"][:] = 1
+        rows = [{part: values[row] for part, values in given.items()} for row in range(8)]
+        calibration.quantize(tmp_path / "fp32", tmp_path / name, rows)
+        run, full = runners.load(tmp_path / name, threads=1), answer(model, given)
+        apart = np.abs(run(given) - full).max()
+        assert 1e-4 < apart < 0.3 * full.std() and run(inputs(3, 7)).shape == (3, 3)
+        assert speed.size_mb(tmp_path / name) < 0.35 * speed.size_mb(tmp_path / "fp32")

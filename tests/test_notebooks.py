@@ -85,10 +85,9 @@ def test_the_series_makes_records_tables_and_figures(executed):
     expected = {"distillation": 10, "ablation": 4 + 4 * 2, "glue": 9 * 4 * 2, "speed": 1 + 2, "imdb": 3 + 1, "squad": 4}
     here = [name for name in compression.LABELS if not compression.why_not(name)]
     expected["quantization"] = len(here) + len([name for name in here if name in quantization.LABELS])  # and losses
-    expected["pruning"] = (1 + 1 + 3 * 2 + 2 + 2 * 2) + (1 + 2 * (1 + 3 * 2 + 1))  # the variants; the losses
-    expected["perplexity"] = (
-        3 * 5 * 3 + (3 * 7 + 1) * 2 + 1
-    )  # the grid; the mistakes, most at three stages, on two texts
+    expected["pruning"] = (1 + 1 + 3 + 1 + 1 + 2 + 4) + 2 * (1 + 1 + 3 + 1)  # the variants; the losses
+    # The grid; the mistakes, most of them at three stages, on two texts.
+    expected["perplexity"] = 3 * 5 * 3 + (3 * 7 + 1) * 2 + 1
     for experiment, count in expected.items():
         assert len([path for path in made if path.startswith(f"results/mini/records/{experiment}/")]) == count
     tables = ("00_claims", "01_pretraining", "01_cloze", "01_size", "01_ablation", "02_scores", "02_retention")
@@ -176,14 +175,14 @@ def test_pruned_models_come_out_as_they_must(executed):
     one = frame[frame.task.notna()].set_index("variant")
     for metric in ("score", "agreement", "logit_error"):  # the same function, cut out or not
         assert one[metric]["masked_50"] == pytest.approx(one[metric]["taylor_50"], abs=1e-5)
-    assert one.size_mb["masked_50"] == one.size_mb["fp32"] > one.size_mb["taylor_30"] > one.size_mb["taylor_50"]
+    assert one.size_mb["masked_50"] == one.size_mb["fp32"] > one.size_mb["taylor_50"]
     assert one.sparsity["weights_90"] == pytest.approx(0.9, abs=1e-3)
     assert one.sparse_size_mb["weights_90"] < one.size_mb["weights_90"] == one.size_mb["fp32"]
     assert one.size_mb["taylor_50_recovered_int8"] < one.size_mb["taylor_50_recovered"]
     assert one.latency_times_as_fast["taylor_50_recovered_int8"] > one.latency_times_as_fast["taylor_50_recovered"]
     loss = frame[frame.task.isna()].set_index("variant").masked_lm_loss
-    assert loss["fp32"] < loss["taylor_30"] < loss["taylor_50"] and loss["taylor_50"] < loss["random_50"]
-    for name in ("taylor_50", "layers_1", "weights_90"):
+    assert loss["fp32"] < loss["taylor_50"] < loss["random_50"]
+    for name in ("fp32", "taylor_50", "layers_1", "weights_90"):
         assert loss[f"{name}_int8"] == pytest.approx(loss[name], abs=0.05)
 
 

@@ -13,8 +13,11 @@ def test_names_have_parts_and_labels():
     assert how == ("taylor", 50, True, True) and how.name == "taylor_50_recovered_int8"
     assert pruned.way("layers_2") == ("layers", 2, False, False)
     assert pruned.label("weights_90_recovered") == "90% of weights zero, recovered"
-    assert pruned.label("layers_1_int8") == "1 layer left, int8"
-    for name in ("fp32", "taylor", "sawn_50", "taylor_half", "taylor_50_int8_recovered", "taylor_50_fast", ""):
+    assert pruned.label("layers_1_int8") == "layers left: 1, int8"
+    whole = pruned.way("fp32_recovered_int8")
+    assert whole == ("fp32", 0, True, True) and whole.name == "fp32_recovered_int8"
+    assert pruned.label("fp32") == "fp32" and pruned.label(whole.name) == "whole model, recovered, int8"
+    for name in ("fp32_50", "taylor", "sawn_50", "taylor_half", "taylor_50_int8_recovered", "taylor_50_fast", ""):
         with pytest.raises(InputError, match="unknown variant"):
             pruned.way(name)
 
@@ -28,11 +31,13 @@ def test_the_variants_of_a_profile(tmp_path, monkeypatch):
     own = {"weights": [0.5], "shares": [0.3], "importances": ["taylor", "random"], "masked": [0.5], "layers": [1]}
     experiment = made(tmp_path, **own, recovered=["taylor", "layers"])
     plain = ["fp32", "weights_50", "taylor_30", "random_30", "layers_1", "masked_50"]
-    again = ["taylor_30_recovered", "layers_1_recovered", "taylor_30_recovered_int8", "layers_1_recovered_int8"]
-    assert experiment.variants == plain + again and experiment.ready == []
+    followed = ["fp32", "taylor_30", "layers_1"]
+    again = [f"{name}_recovered" for name in followed]
+    eight = [f"{name}_int8" for name in followed + again]
+    assert experiment.variants == plain + again + eight and experiment.ready == []
     assert not experiment.isolated({"task": "sst2", "variant": "fp32"}), "mini isolates none of them"
     monkeypatch.setattr(edge, "why_not", lambda: "onnx not installed")
-    assert set(experiment.missing) == {"taylor_30_recovered_int8", "layers_1_recovered_int8"}
+    assert set(experiment.missing) == set(eight)
     with pytest.raises(InputError, match="pruning.weights"):
         made(tmp_path, weights=[1.0])
 
@@ -52,7 +57,7 @@ def test_recovery_keeps_zeros_and_trains_the_rest(tmp_path, teacher):
     ]
     recipe = Recipe(learning_rate=1e-3, epochs=2, batch_size=4, length=8)
     trainer = finetuning.FineTuner(model, examples, recipe, 0, tmp_path / "t", "fp32", pad_id=0)
-    trainer.add_callback(pruning.KeepZeros(model))
+    trainer.add_callback(pruned.KeepZeros(model))
     finetuning.fine_tune(trainer)
     assert torch.equal(matrix == 0, zero) and pruning.sparsity(model) == pytest.approx(0.6, abs=1e-3)
     assert (matrix[~zero] != before[~zero]).float().mean() > 0.9

@@ -39,6 +39,7 @@ def inputs():
 
 
 NEAR = {"fp32": 1e-6, "bf16": 0.05, "fp16": 0.01, "torch_int8": 0.1, "torch_int8_embeddings": 0.1, "bnb_int8": 0.1}
+NEAR |= {"torchao_int8": 0.1}
 NEAR |= {f"bnb_{kind}{double}": near for kind, near in (("nf4", 0.6), ("fp4", 0.9)) for double in ("", "_double")}
 
 
@@ -129,9 +130,11 @@ def test_the_footprint_counts_every_weight_once(classifier, tmp_path):
     quantization.save("torch_int8", plain, tmp_path / "made")
     small = runners.load(tmp_path / "made", threads=1).touch()
     assert 0 < small - (4 * every - 3 * linear + buffers) < 50_000, "scales and zero points"
+    quantization.save("torchao_int8", plain, tmp_path / "ao")
+    assert 0 <= runners.load(tmp_path / "ao", threads=1).touch() - (4 * every - 3 * linear + buffers) < 50_000
 
 
-@pytest.mark.parametrize("variant", ["fp32", "torch_int8", "bnb_int8"])
+@pytest.mark.parametrize("variant", ["fp32", "torch_int8", "torchao_int8", "bnb_int8"])
 def test_loading_imports_nothing_that_imports_did_not(classifier, tmp_path, variant):
     """What a library takes, in time and memory, is no model's; BERT's own modules included."""
     quantization.save(variant, classifier[1], tmp_path / "made")
@@ -142,6 +145,23 @@ def test_loading_imports_nothing_that_imports_did_not(classifier, tmp_path, vari
     script += "print(sorted(n for n in new if 'modeling_' in n or n.startswith('torch.ao.quantization')))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines() == ["[]", "[]"], done.stdout + done.stderr
+
+
+def test_what_only_experiments_need_is_not_imported_for_a_model(classifier):
+    """It would count as PyTorch's cold start, and as its memory."""
+    script = (
+        f"import sys; from pathlib import Path; from helpers import runners; folder = Path({str(classifier[1])!r})\n"
+    )
+    script += "runners.imports(folder); runners.load(folder, threads=1)\n"
+    script += "print({'pandas', 'pydantic', 'datasets', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stdout + done.stderr
+
+
+def test_an_old_torchao_is_no_crash(classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr(quantization, "is_torchao_available", lambda: False)
+    with pytest.raises(InputError, match=r"torchao\): transformers saves torchao's tensors from version 0\.\d+"):
+        quantization.save("torchao_int8", classifier[1], tmp_path / "x")
 
 
 def test_a_distilbert_takes_the_same_inputs(classifier, inputs, tmp_path):

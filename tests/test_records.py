@@ -1,5 +1,6 @@
 """Records: found again by unit and settings, written whole or not at all; and the sweep that fills them in."""
 
+import itertools
 import json
 import math
 from datetime import UTC, datetime
@@ -115,6 +116,17 @@ def test_a_sweep_measures_what_has_no_record(space):
     assert grid.run() == first and grid.calls == [0, 1, 2, 3]
     grid.run(fresh=True)
     assert grid.calls == [0, 1, 2, 3] * 2
+
+
+def test_a_long_unit_says_where_it_is(space, capsys, monkeypatch):
+    seconds = itertools.count()
+    monkeypatch.setattr("tqdm.std.time", lambda: float(next(seconds)))  # the bar is drawn ten times a second at most
+    grid = Grid(space)
+    plain = grid.measure
+    grid.measure = lambda unit: [sweep.report(f"step {n} of 3") for n in (1, 2, 3)] and plain(unit)
+    grid.run()
+    shown = capsys.readouterr().out
+    assert all(f"m-seed3: step {n} of 3" in shown for n in (1, 2, 3))
 
 
 def test_a_sweep_goes_past_a_failed_unit_and_names_it(space):

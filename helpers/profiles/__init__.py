@@ -24,6 +24,7 @@ from .parts import (  # noqa: F401 (a part's name goes with its profile)
     Padding,
     Perplexity,
     Profile,
+    Pruning,
     Quantization,
     Recipe,
     Recipes,
