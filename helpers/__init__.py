@@ -12,5 +12,6 @@ REPOSITORY = "OWNER/distilbert-remeasured"
 class InputError(ValueError):
     """Something the user gave cannot be used. The message is one line: what was wrong, what is expected, what to do."""
 
+
 for _name in ("torchao", "torch.utils._pytree"):  # transformers imports torchao: it names kernels that aren't for here
     logging.getLogger(_name).setLevel(logging.ERROR)

@@ -10,35 +10,22 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from .comparison import Comparison
 from .language import STAGES
 from .records import Workspace
 from .tables import MODELS
-from .tradeoffs import front
 
-_PALETTE = sns.color_palette("colorblind")
+PALETTE = sns.color_palette("colorblind")
 COLOURS = {  # of each model, in every figure
     "teacher": (0.25, 0.25, 0.25),
-    "released": _PALETTE[4],
-    "student": _PALETTE[0],
-    "twin": _PALETTE[1],
-    "random": _PALETTE[2],
-    "student_d": _PALETTE[9],
+    "released": PALETTE[4],
+    "student": PALETTE[0],
+    "twin": PALETTE[1],
+    "random": PALETTE[2],
+    "student_d": PALETTE[9],
 }
 STAGE_MARKERS = {"base": "o", "int8": "s", "wikitext": "^", "wikitext_int8": "v"}
-FAMILY_COLOURS = {  # of compressed variants, by technique
-    "half or full precision": (0.25, 0.25, 0.25),
-    "PyTorch int8": _PALETTE[3],
-    "bitsandbytes": _PALETTE[5],
-    "ONNX Runtime": _PALETTE[7],
-    "OpenVINO": _PALETTE[8],
-    "weights set to zero": _PALETTE[6],
-    "heads and neurons cut": _PALETTE[0],
-    "layers dropped": _PALETTE[1],
-    "pruned, and int8": _PALETTE[2],
-}
 PAPER = {"BERT-base": "teacher", "DistilBERT": "student"}  # the colour of each published model
 TERMS = {  # of the triple loss, as logged
     "distillation": "distillation loss",
@@ -263,37 +250,4 @@ def surprise(sentences: Sequence[tuple[list[str], dict[str, np.ndarray]]], longe
         sns.heatmap(values, ax=axes, vmin=0, vmax=10, cmap="rocket_r", annot=True, fmt=".0f", linewidths=1, **bar)
         axes.tick_params(axis="x", rotation=45)
         axes.tick_params(axis="y", rotation=0)
-    return figure
-
-
-def tradeoff(points: pd.DataFrame, cost: str, xlabel: str, ylabel: str, shown: Sequence[str] | None = None) -> Figure:
-    """Score against a cost: a point a variant, a colour a family, the front of what nothing else beats as steps.
-
-    `points`: columns family, label, score, rows (scored) and the cost. `shown`: the families to draw, on the same axes
-    as all of them. The band is fp32's score and 1.96 standard errors of a share of so many rows.
-    """
-    figure, axes = plt.subplots(figsize=(9, 4.6), layout="constrained")
-    drawn = points[points.family.isin(FAMILY_COLOURS if shown is None else shown)]
-    for name, own in drawn.groupby("family", sort=False):
-        axes.plot(own[cost], own.score, "o", color=FAMILY_COLOURS[name], markersize=7, label=name)
-        if f"{cost}_low" in own:
-            axes.hlines(own.score, own[f"{cost}_low"], own[f"{cost}_high"], color=FAMILY_COLOURS[name], linewidth=1)
-    base = points[points.variant == "fp32"]
-    if len(base):
-        half = 1.96 * np.sqrt(base.score.iloc[0] * (100 - base.score.iloc[0]) / base.rows.iloc[0])
-        axes.axhspan(base.score.iloc[0] - half, base.score.iloc[0] + half, color="grey", alpha=0.12, linewidth=0)
-    best = front(drawn, cost)
-    axes.step(
-        best[cost], best.score, where="post", color="grey", linewidth=1, zorder=0, label="nothing is better at less"
-    )
-    for row in best.itertuples():
-        place = {"xytext": (5, 5), "textcoords": "offset points", "fontsize": 8}
-        axes.annotate(row.label, (getattr(row, cost), row.score), **place)
-    room = max(1.0, 0.15 * np.ptp(points.score))
-    axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log", ylim=(points.score.min() - room, points.score.max() + room))
-    axes.set_xlim(points[cost].min() / 1.3, points[cost].max() * 1.6)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure

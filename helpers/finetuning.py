@@ -19,7 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from . import data
+from . import InputError, data, quantization
 from .distillation import distillation_loss
 from .profiles import Recipe
 from .training import Report, Watch, arguments, last_checkpoint
@@ -102,7 +102,13 @@ class FineTuner(Trainer):
         temperature: float = 2.0,
         pad_to: int | None = None,
     ):
-        """`pad_to`: pad every example to this length and group nothing, as much code does that one finds."""
+        """`pad_to`: pad every example to this length and group nothing, as much code does that one finds.
+
+        Raises:
+            InputError: the model is quantized.
+        """
+        if quantization.is_quantized(model):
+            raise InputError(f"this {type(model).__name__} is quantized: fine-tune the one that it was made from")
         self.rows = batches([len(e["input_ids"]) for e in examples], recipe.batch_size, recipe.epochs, seed, not pad_to)
         self.padding, self.temperature = data.Padding(pad_id, pad_to), temperature
         args = TrainingArguments(

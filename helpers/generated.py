@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from . import ROOT, answers, comparison, language, records, tables, tradeoffs
+from . import ROOT, answers, comparison, compression, language, records, tables, tradeoffs
 from .downstream import unpack
 from .tables import NOTHING
 
@@ -179,7 +179,8 @@ def _quantization(found: Sequence[dict]) -> tuple[str, str] | None:
         f"and {against(four)}."
     )
     caption = "Profile `laptop`, SST-2, student; p: of the difference in score from fp32. "
-    return answer, _table(tradeoffs.table(found, "sst2", "student", {}), caption + tables.data_note(own))
+    missing = {name: "not to be had on that machine" for name in compression.LABELS if name not in by_variant}
+    return answer, _table(tradeoffs.table(found, "sst2", "student", missing), caption + tables.data_note(own))
 
 
 def _pruning(found: Sequence[dict]) -> tuple[str, str] | None:

@@ -68,13 +68,15 @@ def matrices(model: PreTrainedModel) -> list[dict[str, nn.Linear]]:
 
 
 def whole_matrices(model: PreTrainedModel) -> list[dict[str, nn.Linear]]:
-    """`matrices` of a model from which nothing has been cut.
+    """`matrices` of a model from which nothing has been cut, and in which nothing has been set to zero.
 
     Raises:
         InputError: something has.
     """
     found, width = matrices(model), model.config.num_attention_heads * head_size(model)
-    if hasattr(model, "kept") or any(layer["query"].out_features != width for layer in found):
+    cut = hasattr(model, "kept") or any(layer["query"].out_features != width for layer in found)
+    unread = found[0]["query"].weight.is_meta  # a skeleton, to be filled from a file
+    if cut or (not unread and sparsity(model) > 0.01):  # training leaves hardly a weight at zero
         raise InputError("the model has been pruned already: start from the whole one, and cut as much as is wanted")
     return found
 
@@ -91,9 +93,12 @@ def zero_weights(model: PreTrainedModel, share: float) -> None:
     """Set a share of the encoder's weights to zero, in place: the smallest of all its matrices together.
 
     Source: global magnitude pruning, as in Han et al. (2015). Biases, embeddings and heads for tasks stay.
+
+    Raises:
+        InputError: a share below 0 or not below 1; a model that has been pruned before.
     """
     _check_share(share)
-    parts = [(matrix, "weight") for layer in matrices(model) for matrix in layer.values()]
+    parts = [(matrix, "weight") for layer in whole_matrices(model) for matrix in layer.values()]
     prune.global_unstructured(parts, prune.L1Unstructured, amount=share)
     for matrix, name in parts:
         prune.remove(matrix, name)

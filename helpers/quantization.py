@@ -102,6 +102,11 @@ def why_not(variant: str, cut: bool = False) -> str | None:
     return None
 
 
+def is_quantized(model: PreTrainedModel) -> bool:
+    """Whether a model's layers hold integers, and so cannot be trained."""
+    return getattr(model, "hf_quantizer", None) is not None or bool(_quantized_layers(model))
+
+
 def prepare(folder: Path) -> None:
     """Import all that loading the folder's model will need, so that imports and loading can be timed apart."""
     variant = variant_of(folder)

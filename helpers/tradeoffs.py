@@ -13,7 +13,7 @@ from .variants import BASE
 FAMILIES = {"fp32": "half or full precision", "bf16": "half or full precision", "fp16": "half or full precision"}
 BY_START = {"torch": "PyTorch int8", "torchao": "PyTorch int8", "bnb": "bitsandbytes", "onnx": "ONNX Runtime"}
 BY_START["openvino"] = "OpenVINO"
-BY_START |= {"weights": "weights set to zero", "masked": "weights set to zero", "layers": "layers dropped"}
+BY_START |= {"weights": "weights set to zero", "masked": "masked, not cut", "layers": "layers dropped"}
 BY_START |= dict.fromkeys(("taylor", "magnitude", "random"), "heads and neurons cut")
 BOTH = "pruned, and int8"
 

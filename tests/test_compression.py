@@ -4,7 +4,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import InputError, compression, edge, figures, machine, profiles, quantization, records, tables, tradeoffs
+from helpers import (
+    InputError,
+    compression,
+    edge,
+    explorer,
+    fronts,
+    machine,
+    profiles,
+    quantization,
+    records,
+    tables,
+    tradeoffs,
+)
 from helpers.downstream import pack
 
 TRUTH = np.array([0, 1] * 100)
@@ -86,14 +98,46 @@ def test_latencies_are_on_one_scale(found):
     frame = tradeoffs.frame(found).set_index("variant")
     assert frame.latency_ms["fp32"] == 20 and frame.latency_ms["torch_int8"] == pytest.approx(20 / 3)
     assert frame.latency_ms_low["torch_int8"] < frame.latency_ms["torch_int8"] < frame.latency_ms_high["torch_int8"]
-    figure = figures.tradeoff(tradeoffs.frame(found), "latency_ms", "ms", "score")
+    figure = fronts.chart(tradeoffs.frame(found), "latency_ms", "ms", "score")
     labels = {text.get_text() for text in figure.axes[0].texts}
     assert labels == {"int8, linear layers (PyTorch dynamic)", "int8, linear layers (ONNX Runtime)", "fp32"}
 
 
+def test_technique_by_technique_the_front_moves(found):
+    """With bitsandbytes nothing moves: it scores less and is slower."""
+    figure = fronts.steps(tradeoffs.frame(found), "latency_ms", "ms", "score")
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    titles = ["half or full precision", "+ PyTorch int8", "+ bitsandbytes", "+ ONNX Runtime"]
+    assert [axes.get_title() for axes in panels] == titles
+    lines = [next(line for line in axes.lines if "better" in line.get_label()) for axes in panels]
+    ends = [sorted(line.get_xdata()) for line in lines]
+    assert ends[0] == [20] and ends[1] == pytest.approx([20 / 3, 20]) == ends[2] and ends[3][0] == pytest.approx(5)
+
+
+def test_the_explorer_draws_what_is_chosen(found, capsys):
+    """Without a kernel, what it displays is printed."""
+    made = explorer.explorer(tradeoffs.frame(found))
+    (cost, task, model), families = made.children[0].children, made.children[1]
+    assert cost.label == "latency of one row (ms)" and (task.value, model.value) == ("sst2", "student")
+    assert families.value == ("half or full precision", "PyTorch int8", "bitsandbytes", "ONNX Runtime")
+    shown = capsys.readouterr().out
+    assert "Figure(" in shown and "fp4 (bitsandbytes)" in shown and "nf4" not in shown
+    families.value = ("PyTorch int8",)
+    shown = capsys.readouterr().out
+    assert "fp4 (bitsandbytes)" not in shown and "int8, linear layers (PyTorch dynamic)" in shown
+    families.value = ()
+    shown = capsys.readouterr().out
+    assert "nothing was measured for this choice" in shown and "Figure(" not in shown
+    families.value = ("bitsandbytes",)
+    assert "40.0" in capsys.readouterr().out, "its latency: half as fast as fp32's 20 ms"
+    cost.label = "size on disk (MB)"
+    assert "15.0" in capsys.readouterr().out
+    assert "run the notebooks" in explorer.explorer(tradeoffs.frame([])).value
+
+
 def test_every_variant_has_a_family_with_a_colour():
     cut = ("weights_50", "masked_50", "taylor_50", "random_30_recovered", "layers_2", "taylor_50_recovered_int8")
-    assert {tradeoffs.family(name) for name in (*compression.LABELS, *cut)} == set(figures.FAMILY_COLOURS)
+    assert {tradeoffs.family(name) for name in (*compression.LABELS, *cut)} == set(fronts.COLOURS)
     assert tradeoffs.family("fp32_int8") == tradeoffs.family("onnx_int8") != tradeoffs.family("fp32_recovered")
 
 

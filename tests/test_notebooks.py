@@ -102,6 +102,8 @@ def test_the_series_makes_records_tables_and_figures(executed):
         "06_variants",
         "07_variants",
         "07_losses",
+        "07_together",
+        "07_published",
     ):
         assert f"results/mini/tables/{name}.csv" in made and f"results/mini/tables/{name}.md" in made
     figures = ("00_published_glue", "01_teacher", "01_soft_targets", "01_loss_terms", "01_heldout", "01_ablation")
@@ -113,6 +115,8 @@ def test_the_series_makes_records_tables_and_figures(executed):
         "03_reading_on",
         "05_surprise",
         "06_latency",
+        "06_size_steps",
+        "07_latency_steps",
         "07_shares",
     ):
         assert f"figures/mini/{name}.png" in made

@@ -186,6 +186,11 @@ def test_bad_input_is_refused_in_one_line(model, tmp_path):
         pruning.choose(pruning.magnitude(model), 0.9)
     with pytest.raises(InputError, match="need at least one head and one neuron each"):
         pruning.cut(model, pruning.Kept([[0], [], [1]], [[0], [1], [2]]))
+    zeroed = copy.deepcopy(model)
+    pruning.zero_weights(zeroed, 0.5)
+    for again in (lambda: pruning.zero_weights(zeroed, 0.8), lambda: pruning.taylor(zeroed, [], None)):
+        with pytest.raises(InputError, match="has been pruned already: start from the whole one"):
+            again()
     pruning.cut(model, pruning.choose(pruning.magnitude(model), 0.3))
     with pytest.raises(InputError, match="has been pruned already: start from the whole one"):
         pruning.cut(model, pruning.choose(pruning.at_random(model, 0), 0.3))

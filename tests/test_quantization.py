@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, DistilBertForMaskedLM
 
-from helpers import ROOT, InputError, models, quantization, runners, speed, students
+from helpers import ROOT, InputError, finetuning, models, quantization, runners, speed, students
+from helpers.profiles import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +184,16 @@ def test_no_code_is_fetched_for_bitsandbytes():
     script += "assert sys.modules['kernels'] is k and 'bitsandbytes' in sys.modules; print('done')"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "done" and "kernels-community" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("variant", ["torch_int8", "torchao_int8", "bnb_nf4"])
+def test_a_quantized_model_is_not_trained(classifier, inputs, tmp_path, variant):
+    quantization.save(variant, classifier[1], tmp_path / "made")
+    model = quantization.load(tmp_path / "made", torch.device("cpu"))
+    examples = [{name: values[0] for name, values in inputs.items()} | {"labels": 0}]
+    recipe = Recipe(learning_rate=1e-3, epochs=1)
+    with pytest.raises(InputError, match="is quantized: fine-tune the one that it was made from"):
+        finetuning.FineTuner(model, examples, recipe, 0, tmp_path / "t", "fp32", pad_id=0)
 
 
 def test_bad_input_is_refused_in_one_line(classifier, inputs, tmp_path, monkeypatch):

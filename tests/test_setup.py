@@ -125,3 +125,17 @@ def test_an_old_python_is_refused_in_a_line(bare, place):
     done = set_up(bare, **environment)
     assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert "3.11" in done.stderr and not (bare / ".venv").exists()
+
+
+def test_modules_import_only_from_below_as_the_readme_has_it():
+    rows = re.findall(r"^\| \d \| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    modules = {path.stem for path in (ROOT / "helpers").glob("*.py")} - {"__init__"} | {"profiles"}
+    order = [name for row in rows for name in re.findall(r"`(\w+)`", row) if name in modules]
+    assert sorted(order) == sorted(modules), "each stands there once"
+    for place, module in enumerate(order):
+        path = ROOT / "helpers" / f"{module}.py"
+        nodes = ast.walk(ast.parse((path if path.exists() else path.with_suffix("") / "__init__.py").read_text()))
+        relative = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 1]
+        used = {name for node in relative for name in ([node.module] if node.module else [a.name for a in node.names])}
+        above = {name for name in used & modules if order.index(name) >= place}
+        assert not above, f"{module} imports {above}"

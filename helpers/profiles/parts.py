@@ -207,7 +207,7 @@ class Quantization:
     models: Models
     variants: list[str] | None = None  # None: all that can be had here
     threads: Positive = 1
-    length: Positive = 128  # tokens of the one row whose latency is timed
+    length: Annotated[Positive, Field(le=512)] = 128  # tokens of the one row whose latency is timed
     batch_size: Positive = 32
     isolated: list[str] | None = None  # variants whose memory and cold start are measured; None: all
     repeats: Positive = 3  # processes a variant

@@ -1,0 +1,81 @@
+"""Score against cost: compressed variants, a colour a technique, and the front of what nothing else beats."""
+
+from collections.abc import Collection
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from .figures import PALETTE
+from .tradeoffs import front
+
+COLOURS = {  # of each technique
+    "half or full precision": (0.25, 0.25, 0.25),
+    "PyTorch int8": PALETTE[3],
+    "bitsandbytes": PALETTE[5],
+    "ONNX Runtime": PALETTE[7],
+    "OpenVINO": PALETTE[8],
+    "weights set to zero": PALETTE[6],
+    "masked, not cut": PALETTE[9],
+    "heads and neurons cut": PALETTE[0],
+    "layers dropped": PALETTE[1],
+    "pruned, and int8": PALETTE[2],
+}
+
+
+def chart(points: pd.DataFrame, cost: str, xlabel: str, ylabel: str, shown: Collection[str] | None = None) -> Figure:
+    """Score against a cost: a point a variant, the names of those on the front beside them.
+
+    `points`: columns family, label, score, rows (scored) and the cost. `shown`: the families to draw, on the same axes
+    as all of them. The band is fp32's score and 1.96 standard errors of a share of so many rows.
+    """
+    figure, axes = plt.subplots(figsize=(9, 4.6), layout="constrained")
+    best = _draw(axes, points, cost, COLOURS if shown is None else shown)
+    for row in best.itertuples():
+        place = {"xytext": (5, 5), "textcoords": "offset points", "fontsize": 8}
+        axes.annotate(row.label, (getattr(row, cost), row.score), **place)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def steps(points: pd.DataFrame, cost: str, xlabel: str, ylabel: str) -> Figure:
+    """The chart technique by technique, a panel each: what there was before, the new one, and where the front is now.
+
+    `points` as for `chart`.
+    """
+    there = [family for family in COLOURS if family in set(points.family)]
+    columns = min(4, len(there))
+    shape = {"figsize": (11, 2.7 * -(-len(there) // columns)), "layout": "constrained"}
+    figure, panels = plt.subplots(-(-len(there) // columns), columns, squeeze=False, sharex=True, sharey=True, **shape)
+    for number, axes in enumerate(panels.flat):
+        axes.set_visible(number < len(there))
+        if number < len(there):
+            _draw(axes, points, cost, there[: number + 1])
+            axes.set_title(f"+ {there[number]}" if number else there[0], fontsize=10)
+    figure.supxlabel(xlabel, fontsize=11)
+    figure.supylabel(ylabel, fontsize=11)
+    return figure
+
+
+def _draw(axes: plt.Axes, points: pd.DataFrame, cost: str, shown: Collection[str]) -> pd.DataFrame:
+    drawn = points[points.family.isin(shown)]
+    for name, own in drawn.groupby("family", sort=False):
+        axes.plot(own[cost], own.score, "o", color=COLOURS[name], markersize=6, label=name)
+        if f"{cost}_low" in own:
+            axes.hlines(own.score, own[f"{cost}_low"], own[f"{cost}_high"], color=COLOURS[name], linewidth=1)
+    base = points[points.variant == "fp32"]
+    if len(base):
+        half = 1.96 * np.sqrt(base.score.iloc[0] * (100 - base.score.iloc[0]) / base.rows.iloc[0])
+        axes.axhspan(base.score.iloc[0] - half, base.score.iloc[0] + half, color="grey", alpha=0.12, linewidth=0)
+    best, label = front(drawn, cost), "nothing is better at less"
+    axes.step(best[cost], best.score, where="post", color="grey", linewidth=1, zorder=0, label=label)
+    room = max(1.0, 0.15 * np.ptp(points.score))
+    axes.set(xscale="log", ylim=(points.score.min() - room, points.score.max() + room))
+    axes.set_xlim(points[cost].min() / 1.3, points[cost].max() * 1.6)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    return best
