@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from . import ROOT, answers, comparison, compression, language, records, tables, tradeoffs
+from . import ROOT, answers, comparison, compression, language, paces, records, tables, tradeoffs
 from .downstream import unpack
 from .tables import NOTHING
 
@@ -21,6 +21,7 @@ def blocks() -> dict[str, str]:
         "05": ("perplexity", _perplexity),
         "06": ("quantization", _quantization),
         "07": ("pruning", _pruning),
+        "08": ("speed", _speed),
     }
     for number, (experiment, make) in makers.items():
         found = _committed(experiment)
@@ -202,3 +203,31 @@ def _pruning(found: Sequence[dict]) -> tuple[str, str] | None:
     )
     caption = "Profile `laptop`, SST-2, student; p: of the difference in score from the whole model. "
     return answer, _table(tradeoffs.table(found, "sst2", "student", {}), caption + tables.data_note(own))
+
+
+def _speed(found: Sequence[dict]) -> tuple[str, str] | None:
+    own = [record for record in found if record["unit"].get("pair") == "full"]
+    if not own:
+        return None
+    frame = paces.frame(own)
+    if not {"length", "text", "side"} <= set(frame.columns):
+        return None
+    lengths = frame[(frame.batch == 1) & (frame.run == 0)]
+    passes, sides = frame[frame.text.eq("stsb") & (frame.threads == 1)], frame.set_index("side").parameters
+    if lengths.empty or passes.empty or not {"large", "small"} <= set(sides.dropna().index):
+        return None
+    one, row = lengths[lengths.threads == 1], passes.iloc[0]
+    ratio = row.large_pass_seconds / row.small_pass_seconds
+    paper = (
+        tables.published("sanh2019", "3").query("metric == 'full_pass_seconds'").set_index("model").value.astype(float)
+    )
+    printed = paper["BERT-base"], paper["DistilBERT"]
+    answer = (
+        f"DistilBERT has {1 - sides['small'] / sides['large']:.0%} fewer parameters than BERT-base. On one thread it "
+        f"is {one.times_as_fast.min():.2f} to {one.times_as_fast.max():.2f} times as fast for one row of "
+        f"{one.length.min():.0f} to {one.length.max():.0f} tokens, and a pass over STS-B's dev set takes "
+        f"{row.small_pass_seconds:.0f} s instead of {row.large_pass_seconds:.0f}: {ratio:.2f} times as fast, "
+        f"{1 - 1 / ratio:.0%} less time. From the paper's Table 3: {printed[0] / printed[1]:.2f} times."
+    )
+    caption = "Profile `laptop`, shapes of BERT-base and DistilBERT, one row at a time, median of paired ratios. "
+    return answer, _table(paces.by_length(lengths, "BERT-base", "DistilBERT"), caption + tables.data_note(own))

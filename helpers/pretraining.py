@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import InputError, cloze, data, machine, miniworld, models, records, students
 from .distillation import DistillationTrainer, heldout_losses, train
@@ -230,6 +230,12 @@ class Pretraining:
         if not source["head"]:
             models.start_head(model, self.text.counts)
         return model
+
+    @property
+    def teacher_config(self) -> PretrainedConfig:
+        """The teacher's configuration, of which no weights are needed."""
+        shape = self.profile.teacher_training.architecture
+        return self._blank_teacher().config if shape else models.load_config(self.profile.teacher)
 
     def _blank_teacher(self) -> PreTrainedModel:
         shape = self.profile.teacher_training.architecture

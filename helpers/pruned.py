@@ -97,7 +97,7 @@ class Pruned(Variants):
         found = [Way(BASE), *ways(own)]
         followed = [one for one in found if one.method in (BASE, *own.recovered)]
         again = [one._replace(recovered=True) for one in followed]
-        eight = [one._replace(int8=True) for one in followed + again]
+        eight = [one._replace(int8=True) for one in followed + again[1:]]  # not of the whole model, trained once more
         masked = [Way("masked", _percent(share)) for share in own.masked]
         self.variants = [one.name for one in found + masked + again + eight]
         if unknown := set(self.apart or []) - set(self.variants):

@@ -100,6 +100,13 @@ def seconds(
     return taken
 
 
+def timed(call: Callable[[], object]) -> float:
+    """The seconds that one call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
 def latencies(taken: Sequence[float]) -> dict[str, float]:
     """What a record says of raw times in seconds: mean and percentiles in ms, the 99th from 200 runs on, and n."""
     times = 1e3 * np.asarray(taken)

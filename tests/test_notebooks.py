@@ -82,10 +82,10 @@ def executed(tmp_path_factory) -> Path:
 
 def test_the_series_makes_records_tables_and_figures(executed):
     made = {path.relative_to(executed).as_posix() for path in executed.rglob("*") if path.is_file()}
-    expected = {"distillation": 10, "ablation": 4 + 4 * 2, "glue": 9 * 4 * 2, "speed": 1 + 2, "imdb": 3 + 1, "squad": 4}
+    expected = {"distillation": 10, "ablation": 4 + 4 * 2, "glue": 9 * 4 * 2, "speed": 1 + 2 + 11, "imdb": 3 + 1, "squad": 4}
     here = [name for name in compression.LABELS if not compression.why_not(name)]
     expected["quantization"] = len(here) + len([name for name in here if name in quantization.LABELS])  # and losses
-    expected["pruning"] = (1 + 1 + 3 + 1 + 1 + 2 + 4) + 2 * (1 + 1 + 3 + 1)  # the variants; the losses
+    expected["pruning"] = (1 + 1 + 3 + 1 + 1 + 2 + 3) + 2 * (1 + 1 + 3 + 1)  # the variants; the losses
     # The grid; the mistakes, most of them at three stages, on two texts.
     expected["perplexity"] = 3 * 5 * 3 + (3 * 7 + 1) * 2 + 1
     for experiment, count in expected.items():
@@ -104,6 +104,9 @@ def test_the_series_makes_records_tables_and_figures(executed):
         "07_losses",
         "07_together",
         "07_published",
+        "08_lengths",
+        "08_pass",
+        "08_alone",
     ):
         assert f"results/mini/tables/{name}.csv" in made and f"results/mini/tables/{name}.md" in made
     figures = ("00_published_glue", "01_teacher", "01_soft_targets", "01_loss_terms", "01_heldout", "01_ablation")
@@ -117,6 +120,8 @@ def test_the_series_makes_records_tables_and_figures(executed):
         "06_latency",
         "06_size_steps",
         "07_latency_steps",
+        "08_lengths",
+        "08_depth",
         "07_shares",
     ):
         assert f"figures/mini/{name}.png" in made

@@ -28,6 +28,7 @@ from .parts import (  # noqa: F401 (a part's name goes with its profile)
     Quantization,
     Recipe,
     Recipes,
+    Speed,
     Squad,
     TeacherTraining,
     Training,

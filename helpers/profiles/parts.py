@@ -239,6 +239,25 @@ class Pruning:
     isolated: list[str] | None = None  # variants whose memory and cold start are measured; None: all
 
 
+Length = Annotated[Positive, Field(le=512)]  # in tokens; no model here takes more
+
+
+@dataclass(frozen=True, config=STRICT)
+class Speed:
+    """A large model against a small one, timed: notebook 08."""
+
+    lengths: Annotated[list[Length], Field(min_length=1)]  # of one row
+    batches: list[Positive]  # of rows of `length`
+    depth_lengths: list[Length]  # at which models of 1, 2, … layers are timed
+    depths: Annotated[list[Positive], Field(min_length=2)]
+    threads: Annotated[list[Positive], Field(min_length=1)]
+    length: Length = 128
+    runs: Positive = 2  # of all lengths, to see how well they agree
+    rows: Positive | None = None  # of STS-B's dev set; None: all
+    repeats: Positive = 3  # processes a model, for memory and cold start
+    full_size: bool = True  # BERT-base and DistilBERT, too
+
+
 @dataclass(frozen=True, config=STRICT)
 class Profile:
     """All that a run of the series needs to know."""
@@ -257,6 +276,7 @@ class Profile:
     perplexity: Perplexity
     quantization: Quantization
     pruning: Pruning
+    speed: Speed
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     threads: Positive | None = None  # None: as many as torch takes, one a core

@@ -1,0 +1,159 @@
+"""Records of notebook 08 side by side: tables and sentences of a large model against a small one."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from . import tables
+from .figures import COLOURS as OF_MODELS
+from .pace import SIDES
+
+COLOURS = {"large": OF_MODELS["teacher"], "small": OF_MODELS["student"]}
+
+
+def frame(found: Sequence[dict]) -> pd.DataFrame:
+    """A row a record: its unit and its metrics."""
+    return pd.DataFrame([record["unit"] | record["metrics"] for record in found])
+
+
+def by_length(rows: pd.DataFrame, large: str, small: str) -> pd.DataFrame:
+    """A row a length and thread count: both models' milliseconds, and how many times as fast the small one is."""
+    made = {}
+    for row in rows[rows.run == 0].sort_values(["threads", "length"]).itertuples():
+        made[int(row.length), int(row.threads)] = {
+            f"{large} p50, p95 (ms)": f"{row.large_latency_p50_ms:.2f}, {row.large_latency_p95_ms:.2f}",
+            f"{small} p50, p95 (ms)": f"{row.small_latency_p50_ms:.2f}, {row.small_latency_p95_ms:.2f}",
+            "times as fast": _ratio(row),
+            "runs of each": f"{min(row.large_runs, row.small_runs):.0f}",
+        }
+    return _table(made, ["tokens", "threads"])
+
+
+def by_batch(rows: pd.DataFrame, large: str, small: str) -> pd.DataFrame:
+    """A row a batch and thread count: rows a second, and how many times as fast the small model is."""
+    made = {}
+    for row in rows.sort_values(["threads", "batch"]).itertuples():
+        made[int(row.batch), int(row.threads)] = {
+            f"{large} (rows/s)": f"{row.large_samples_per_s:,.1f}",
+            f"{small} (rows/s)": f"{row.small_samples_per_s:,.1f}",
+            "times as fast": _ratio(row),
+        }
+    return _table(made, ["rows", "threads"])
+
+
+def agreement(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row a length and thread count that was measured in two runs: both ratios, and how far they are apart."""
+    made = {}
+    for (threads, length), own in rows.sort_values("run").groupby(["threads", "length"]):
+        if len(own) < 2:
+            continue
+        first, second = (row for _, row in own.iloc[:2].iterrows())
+        meet = (
+            first.times_as_fast_low <= second.times_as_fast_high
+            and second.times_as_fast_low <= first.times_as_fast_high
+        )
+        made[int(length), int(threads)] = {
+            "first run": _ratio(first),
+            "second run": _ratio(second),
+            "apart (%)": f"{100 * abs(second.times_as_fast / first.times_as_fast - 1):.1f}",
+            "intervals meet": "yes" if meet else "no",
+        }
+    return _table(made, ["tokens", "threads"])
+
+
+def passes(rows: pd.DataFrame, large: str, small: str) -> pd.DataFrame:
+    """A row a thread count: seconds of a pass over real rows, and the ratios."""
+    made = {}
+    for row in rows.sort_values("threads").itertuples():
+        made[int(row.threads)] = {
+            "rows": f"{row.rows:,.0f}",
+            f"{large} (s)": f"{row.large_pass_seconds:.2f}",
+            f"{small} (s)": f"{row.small_pass_seconds:.2f}",
+            f"{large}, 1,000 rows (s)": _or_nothing(row, "large_pass_of_1000_rows_seconds"),
+            f"{small}, 1,000 rows (s)": _or_nothing(row, "small_pass_of_1000_rows_seconds"),
+            "times as fast, totals": f"{row.large_pass_seconds / row.small_pass_seconds:.2f}",
+            "median of rows": _ratio(row),
+        }
+    return pd.DataFrame(made).T.rename_axis("threads")
+
+
+def gflops(rows: pd.DataFrame, large: str, small: str) -> pd.DataFrame:
+    """A row a length and thread count: arithmetic per second of the models and of a plain product."""
+    made = {}
+    for row in rows.sort_values(["threads", "length"]).itertuples():
+        sides = {large: row.large_gflops, small: row.small_gflops, "plain product": row.product_gflops}
+        made[int(row.length), int(row.threads)] = {name: f"{value:.1f}" for name, value in sides.items()}
+    return _table(made, ["tokens", "threads"])
+
+
+def alone(rows: pd.DataFrame, large: str, small: str) -> pd.DataFrame:
+    """A column a model: parameters, size, memory and cold start, and how the small one compares."""
+    by_side = {row["side"]: row for _, row in rows.iterrows()}
+    if set(by_side) != set(SIDES):
+        return pd.DataFrame()
+    names = {
+        "parameters": ("parameters (million)", 1e-6, 2),
+        "parameters_without_embeddings": ("… without embeddings (million)", 1e-6, 2),
+        "size_mb": ("on disk, with a head for one score (MB)", 1, 1),
+        "footprint_mb": ("weights in memory (MB)", 1, 1),
+        "peak_memory_mb": ("peak memory, all weights read (MB)", 1, 1),
+        "first_peak_memory_mb": ("peak memory of the first answer (MB)", 1, 1),
+        "anonymous_mb": ("… held: its own (MB)", 1, 1),
+        "file_backed_mb": ("… held: read from a file (MB)", 1, 1),
+        "cold_start_s": ("cold start (s)", 1, 2),
+        "loading_s": ("… of which loading (s)", 1, 2),
+        "first_s": ("… of which the first answer (s)", 1, 3),
+    }
+    made = {}
+    for name, (label, scale, decimals) in names.items():
+        values = [by_side[side][name] * scale for side in SIDES]
+        cells = {model: f"{value:,.{decimals}f}" for model, value in zip((large, small), values, strict=True)}
+        made[label] = cells | {f"{small} has": f"{values[1] / values[0]:.0%}" if values[0] > 0 else tables.NOTHING}
+    return pd.DataFrame(made).T.rename_axis("one process a model")
+
+
+def in_words(rows: pd.DataFrame, large: str, small: str) -> str:
+    """The span of ratios over lengths, and what it means in time saved."""
+    first = rows[rows.run == 0]
+    says = []
+    for threads, own in first.groupby("threads"):
+        least, most = own.loc[own.times_as_fast.idxmin()], own.loc[own.times_as_fast.idxmax()]
+        on = f"{int(threads)} thread{'s' if threads > 1 else ''}"
+        says.append(
+            f"- On {on}, {small} is {least.times_as_fast:.2f} times as fast as {large} with {int(least.length)} tokens "
+            f"and {most.times_as_fast:.2f} times with {int(most.length)}; the time saved is "
+            f"{1 - 1 / least.times_as_fast:.0%} to {1 - 1 / most.times_as_fast:.0%}."
+        )
+    return "\n".join(says)
+
+
+def depth_in_words(rows: pd.DataFrame, large: str) -> str:
+    """What the fitted lines say: so much a layer, and what isn't layers."""
+    says = []
+    for _, row in rows.iterrows():
+        layers = max(int(name.split("_")[1]) for name in row.dropna().index if name.startswith("layers_"))
+        whole = row.rest_ms + layers * row.layer_ms
+        says.append(
+            f"- With {int(row.depth)} tokens, a layer takes {row.layer_ms:.2f} ms and the rest {row.rest_ms:.2f} ms: "
+            f"{row.rest_ms / whole:.1%} of {large}'s {layers} layers. Half the layers would be "
+            f"{whole / (row.rest_ms + layers / 2 * row.layer_ms):.2f} times as fast."
+        )
+    return "\n".join(says)
+
+
+def _ratio(row) -> str:
+    return f"{row.times_as_fast:.2f} ({row.times_as_fast_low:.2f} to {row.times_as_fast_high:.2f})"
+
+
+def _or_nothing(row, name: str) -> str:
+    value = getattr(row, name, np.nan)
+    return f"{value:.2f}" if np.isfinite(value) else tables.NOTHING
+
+
+def _table(made: dict, names: list[str]) -> pd.DataFrame:
+    table = pd.DataFrame(made).T
+    if len(table):
+        table.index = pd.Index([first for first, _ in made], name=names[0])
+        table.insert(0, names[1], [second for _, second in made])
+    return table
