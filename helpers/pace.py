@@ -76,6 +76,7 @@ class Pace:
         shapes = [config.to_diff_dict() for config in self.configurations(unit["pair"])]
         settings = {"version": VERSION, "packages": packages, "shapes": [_shape(shape) for shape in shapes]}
         settings |= {"cpu": records.cpu()["model"], "rules": speed.rules(self.profile.name)._asdict()}
+        settings["threads"] = unit.get("threads", 1)
         if "text" in unit:
             settings["rows"] = self.own.rows
         return settings | ({"repeats": self.own.repeats} if "side" in unit else {})
