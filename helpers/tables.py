@@ -73,9 +73,11 @@ def published(source: str, table: str | None = None) -> pd.DataFrame:
 def published_beside(source: str, table: str, models: str) -> pd.DataFrame:
     """Published numbers as printed: a row a model and set-up, a column a metric; `models`: a regular expression."""
     rows = published(source, table)
-    rows = rows[rows.model.str.contains(models)].fillna({"unit": ""})
+    rows = rows[rows.model.str.contains(models)].fillna({"unit": "", "setup": ""})
     head = [f"{metric} ({unit})" if unit else metric for metric, unit in zip(rows.metric, rows.unit, strict=True)]
-    named = rows.assign(column=[text.replace("_", " ") for text in head], row=rows.model + "; " + rows.setup)
+    named = rows.assign(
+        column=[text.replace("_", " ") for text in head], row=(rows.model + "; " + rows.setup).str.removesuffix("; ")
+    )
     made = named.pivot_table(index="row", columns="column", values="value", aggfunc="first", sort=False)
     return made.fillna(NOTHING).rename_axis("published, as printed")
 

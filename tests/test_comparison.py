@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from helpers import comparison, metrics, significance
+from helpers import comparison, metrics, significance, tables
 from helpers.downstream import pack
 
 
@@ -94,3 +94,14 @@ def test_published_scores_are_those_of_table_1():
     assert comparison.published("BERT-base", "cola", []) == 56.3
     nine = list(metrics.GLUE)
     assert comparison.published("DistilBERT", comparison.MACRO, nine) == pytest.approx(77.0, abs=0.05)
+
+
+def test_published_numbers_stand_beside_each_other_as_printed():
+    study = tables.published_beside("reproducibility-extension-challenge", "edge", "^baseline|^int8")
+    assert list(study.index) == ["baseline; CPU", "int8 dynamic; CPU"]
+    assert study.loc["int8 dynamic; CPU", "model size (MiB)"] == "154.77"
+    assert study.loc["int8 dynamic; CPU", "peak memory (MB)"] == "4.05"
+    project = tables.published_beside("msc-compression", "findings", ", 0%")
+    assert len(project) == 7 and project.loc["DistilBERT 4-bit, 0% structured pruning; T4", "latency (s)"] == "0.027"
+    both = tables.published_beside("wikitext-gsm8k-benchmark", "takeaways", "8-bit|fine")
+    assert (both == tables.NOTHING).to_numpy().any(), "what one has and the other has not"
