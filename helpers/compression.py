@@ -11,7 +11,7 @@ from . import InputError, calibration, edge, machine, quantization, records, spe
 from .distillation import heldout_losses
 from .pretraining import TEACHER, Pretraining
 from .profiles import Profile, as_settings
-from .variants import BASE, VERSION, Variants
+from .variants import BASE, VERSION, Variants, packages
 
 LABELS = {**quantization.LABELS, **edge.LABELS, **calibration.LABELS}
 
@@ -49,6 +49,10 @@ class Compression(Variants):
 
     def label(self, variant: str) -> str:
         return LABELS[variant]
+
+    def made_of(self, unit: dict) -> dict:
+        made = super().made_of(unit)
+        return made | ({"calibration_rows": calibration.ROWS} if unit["variant"] in calibration.LABELS else {})
 
     def make(self, unit: dict, folder: Path) -> None:
         source, variant = self.source(unit["task"], unit["model"]), unit["variant"]
@@ -100,9 +104,11 @@ class Losses:
 
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers."""
-        packages = {name: records.versions().get(name) for name in ("torch", "transformers", "torchao", "bitsandbytes")}
-        made = {"version": VERSION, "model": self.pretraining.weights(self.unit), "packages": packages}
-        made["flags"] = machine.telling_flags()
+        made = {"version": VERSION, "model": self.pretraining.weights(self.unit)}
+        made["packages"] = packages(
+            unit["variant"].removesuffix("_int8") if unit["variant"] not in LABELS else unit["variant"]
+        )
+        made |= {"flags": machine.telling_flags(), "device": "cpu"}
         corpus, recipe = as_settings(self.profile.corpus), as_settings(self.profile.distillation)
         batch = recipe["training"]["batch_size"]  # which shares one scale of dynamic int8's inputs
         recipe = {name: recipe[name] for name in ("positions", "mask_rate")} | {"batch_size": batch}

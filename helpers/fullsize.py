@@ -25,7 +25,7 @@ from . import (
     speed,
 )
 from .profiles import Profile
-from .variants import PACKAGES, VERSION
+from .variants import VERSION, packages
 
 NOT_HERE = "– not measured in this profile, which is too small for it (`quantization.full_size`)"
 
@@ -52,10 +52,18 @@ class FullSize:
 
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers."""
-        packages = {name: records.versions().get(name) for name in PACKAGES}
-        how = {"threads": 1, "length": self.own.length, "rules": speed.rules(self.profile.name)._asdict()}
+        how = {
+            "device": "cpu",
+            "threads": 1,
+            "length": self.own.length,
+            "rules": speed.rules(self.profile.name)._asdict(),
+        }
         cpu = {"cpu": records.cpu()["model"], "flags": machine.telling_flags()}
-        return {"version": VERSION, "packages": packages, "reduce_range": edge.needs_reduced_range()} | cpu | how
+        return (
+            {"version": VERSION, "packages": packages(unit["variant"]), "reduce_range": edge.needs_reduced_range()}
+            | cpu
+            | how
+        )
 
     def measure(self, unit: dict) -> records.Measurement:
         """Size, and the latency of one row on one thread beside PyTorch's fp32."""

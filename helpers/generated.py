@@ -180,14 +180,18 @@ def _quantization(found: Sequence[dict]) -> tuple[str, str] | None:
         f"and {against(four)}."
     )
     caption = "Profile `laptop`, SST-2, student; p: of the difference in score from fp32. "
-    missing = {name: "not to be had on that machine" for name in compression.LABELS if name not in by_variant}
+    missing = {
+        name: "not measured there: a library or instructions are missing"
+        for name in compression.LABELS
+        if name not in by_variant
+    }
     return answer, _table(tradeoffs.table(found, "sst2", "student", missing), caption + tables.data_note(own))
 
 
 def _pruning(found: Sequence[dict]) -> tuple[str, str] | None:
     own = language.of(found, task="sst2", model="student")
     by_variant = {record["unit"]["variant"]: record["metrics"] for record in own}
-    names = ("fp32", "weights_80_recovered", "taylor_30_recovered", "taylor_50_recovered_int8")
+    names = ("fp32_recovered", "weights_80_recovered", "taylor_30_recovered", "taylor_50_recovered_int8")
     if not set(names) <= by_variant.keys():
         return None
     base, zeros, third, both = (by_variant[name] for name in names)
@@ -196,10 +200,11 @@ def _pruning(found: Sequence[dict]) -> tuple[str, str] | None:
         return f"{100 * (scores['score'] - base['score']):+z.1f} points"
 
     answer = (
-        f"On SST-2, setting 80% of the student's encoder weights to zero changes its score by {change(zeros)} after "
-        f"recovery, and its speed for one row {zeros['latency_times_as_fast']:.2f}-fold. Cutting out 30% of heads and "
-        f"neurons changes it by {change(third)} after recovery, and makes it {third['latency_times_as_fast']:.1f} "
-        f"times as fast; 50% followed by 8 bits {both['latency_times_as_fast']:.1f} times, at {change(both)}."
+        f"On SST-2, setting 80% of the student's encoder weights to zero changes its score by {change(zeros)} (this "
+        f"and what follows after recovery, against the whole model trained again alike) and its speed for one row "
+        f"{zeros['latency_times_as_fast']:.2f}-fold. Cutting out 30% of heads and neurons changes it by "
+        f"{change(third)}, and makes it {third['latency_times_as_fast']:.1f} times as fast; 50% followed by 8 bits "
+        f"{both['latency_times_as_fast']:.1f} times, at {change(both)}."
     )
     caption = "Profile `laptop`, SST-2, student; p: of the difference in score from the whole model. "
     return answer, _table(tradeoffs.table(found, "sst2", "student", {}), caption + tables.data_note(own))

@@ -15,22 +15,23 @@ from transformers import (
     PreTrainedModel,
 )
 
-from . import InputError, data, finetuning, machine, models, records, runners, speed, students
+from . import InputError, data, finetuning, machine, miniworld, models, records, runners, speed, students
 from .pretraining import Pretraining
 from .profiles import Profile
 
 VERSION = 1  # raised whenever the code changes the numbers it makes
 SIDES = ("large", "small")
 NAMES = {"full": ("BERT-base", "DistilBERT"), "own": ("teacher", "student")}
-PRODUCT = 1024  # rows and columns of the plain matrix product that models are held against
+PRODUCT = 768  # rows and columns of the plain matrix product that models are held against: BERT-base's width
 
 
 class Pace:
-    """Two models with random weights, always timed in turn.
+    """Two models with random weights on the processor, always timed in turn.
 
     The pair `full` is BERT-base and DistilBERT, built from their configurations; `own` has the shapes of the profile's
-    teacher and student. Units of a pair: {"threads", "batch", "length", "run"}, a latency; {"threads", "text"}, a pass
-    over real rows, one by one; {"depth"}, the large model with fewer layers at this length; {"side"}, a model alone.
+    teacher and student, where these are others. Units of a pair: {"threads", "batch", "length", "run"}, a latency;
+    {"threads", "text"}, a pass over real rows, one by one; {"depth"}, the large model with fewer layers at this length;
+    {"alone"}, memory and cold start in so many processes each.
     """
 
     experiment = "speed"
@@ -38,13 +39,30 @@ class Pace:
     def __init__(self, profile: Profile, space: records.Workspace):
         """
         Raises:
-            InputError: more threads than there are cores.
+            InputError: more threads than there are cores; a length over a model's maximum; fewer than two depths.
         """
         self.profile, self.space, self.own = profile, space, profile.speed
+        cores, threads = machine.usable_cores(), max(self.own.threads)
+        if threads > cores:
+            raise InputError(f"speed.threads has {threads}, and this machine has cores: {cores}; lower it")
         self.pretraining = Pretraining(profile, space)
-        if max(self.own.threads) > machine.usable_cores():
-            wanted = f"speed.threads has {max(self.own.threads)}"
-            raise InputError(f"{wanted}, more than this machine's {machine.usable_cores()} cores: lower it")
+        self.lengths = sorted({*self.own.lengths, self.own.length})
+        for pair in self.pairs:
+            large, small = self.configurations(pair)
+            most = min(large.max_position_embeddings, small.max_position_embeddings)
+            if (longest := max(*self.lengths, *self.own.depth_lengths)) > most:
+                raise InputError(
+                    f"speed: {longest} tokens, and {NAMES[pair][0]} takes {most} at most: lower the lengths"
+                )
+            if len(self.depths(pair)) < 2:
+                layers = f"{NAMES[pair][0]} has {large.num_hidden_layers} layers"
+                raise InputError(f"speed.depths = {self.own.depths}, and {layers}: expected two or more up to there")
+
+    @functools.cached_property
+    def pairs(self) -> list[str]:
+        """The pairs of models that the profile compares."""
+        full, own = ([_shape(config) for config in self.configurations(pair)] for pair in ("full", "own"))
+        return ["own"] if not self.own.full_size else ["full"] if full == own else ["full", "own"]
 
     @property
     def ready(self) -> list[dict]:
@@ -53,17 +71,12 @@ class Pace:
         for pair in self.pairs:
             for threads in own.threads:
                 here = {"pair": pair, "threads": threads}
-                one = [{"batch": 1, "length": length, "run": run} for run in range(own.runs) for length in own.lengths]
+                one = [{"batch": 1, "length": length, "run": run} for run in range(own.runs) for length in self.lengths]
                 many = [{"batch": batch, "length": own.length, "run": 0} for batch in own.batches if batch > 1]
                 found += [here | more for more in (*one, *many, {"text": "stsb"})]
             found += [{"pair": pair, "depth": length} for length in own.depth_lengths]
-            found += [{"pair": pair, "side": side} for side in SIDES]
+            found.append({"pair": pair, "alone": own.repeats})
         return found
-
-    @property
-    def pairs(self) -> list[str]:
-        """The pairs of models that the profile compares."""
-        return ["full", "own"] if self.own.full_size else ["own"]
 
     @property
     def unmeasured(self) -> list[dict]:
@@ -73,13 +86,16 @@ class Pace:
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers."""
         packages = {name: records.versions().get(name) for name in ("torch", "transformers", "tokenizers")}
-        shapes = [config.to_diff_dict() for config in self.configurations(unit["pair"])]
-        settings = {"version": VERSION, "packages": packages, "shapes": [_shape(shape) for shape in shapes]}
-        settings |= {"cpu": records.cpu()["model"], "rules": speed.rules(self.profile.name)._asdict()}
-        settings["threads"] = unit.get("threads", 1)
-        if "text" in unit:
-            settings["rows"] = self.own.rows
-        return settings | ({"repeats": self.own.repeats} if "side" in unit else {})
+        shapes = [_shape(config) for config in self.configurations(unit["pair"])]
+        settings = {"version": VERSION, "packages": packages, "shapes": shapes, "device": "cpu"}
+        settings |= {"cpu": records.cpu()["model"], "flags": machine.telling_flags()}
+        settings |= {"rules": speed.rules(self.profile.name)._asdict(), "threads": unit.get("threads", 1)}
+        if "depth" in unit:
+            settings["depths"] = self.depths(unit["pair"])
+        if "text" in unit:  # whose tokens they are
+            settings |= {"rows": self.own.rows, "teacher": self.profile.teacher}
+            settings |= {"world": miniworld.VERSION} if self.profile.hub == "miniworld" else {}
+        return settings
 
     @functools.cache  # noqa: B019 (there is one of it in a notebook)
     def configurations(self, pair: str) -> tuple[PretrainedConfig, PretrainedConfig]:
@@ -93,6 +109,11 @@ class Pace:
             config.num_labels = 1
         return found
 
+    def depths(self, pair: str) -> list[int]:
+        """The numbers of layers that are timed: no more than the large model has."""
+        layers = self.configurations(pair)[0].num_hidden_layers
+        return [depth for depth in self.own.depths if depth <= layers]
+
     @functools.cache  # noqa: B019
     def models(self, pair: str) -> dict[str, PreTrainedModel]:
         """The large and the small model."""
@@ -100,43 +121,43 @@ class Pace:
 
     def measure(self, unit: dict) -> records.Measurement:
         """Measure one unit; raw seconds are in the details."""
-        act = {"length": self._latency, "text": self._pass, "depth": self._depth, "side": self._alone}
+        act = {"length": self._latency, "text": self._pass, "depth": self._depth, "alone": self._alone}
         measure = next(act[key] for key in act if key in unit)
         with runners.threads_kept():
             torch.set_num_threads(unit.get("threads", 1))
             scores, sources, details = measure(unit)
         named = zip(NAMES[unit["pair"]], self.configurations(unit["pair"]), strict=True)
-        built = [
-            {"id": f"{name}'s shape", "revision": None, "weights": "random"} | _shape(c.to_dict()) for name, c in named
-        ]
+        built = [{"id": f"shape of {name}", "revision": None, "weights": "random"} for name, _ in named]
         scores = {name: float(value) for name, value in scores.items()}
         return records.Measurement(scores, sources, built, details)
 
     def _latency(self, unit: dict) -> tuple[dict, list, dict]:
-        given = torch.randint(1000, (unit["batch"], unit["length"]), generator=torch.Generator().manual_seed(0))
-        sides = self.models(unit["pair"])
-        runs: dict[str, Callable] = {side: _asking(model, given) for side, model in sides.items()}
+        shape, sides = (unit["batch"], unit["length"]), self.models(unit["pair"])
         matrix = torch.randn(PRODUCT, PRODUCT, generator=torch.Generator().manual_seed(0))
-        taken = speed.seconds(runs | {"product": lambda: matrix @ matrix}, speed.rules(self.profile.name))
+        # The product stands in the middle: whichever way round they go, it is between the two models.
+        runs = {"large": _asking(sides["large"], *shape), "product": lambda: matrix @ matrix}
+        taken = speed.seconds(runs | {"small": _asking(sides["small"], *shape)}, speed.rules(self.profile.name))
         scores = {"product_gflops": 2e-9 * PRODUCT**3 / np.median(taken["product"])}
         for side, model in sides.items():
             found = speed.latencies(taken[side])
             seconds = found["latency_p50_ms"] / 1e3
-            found["gflops"] = flops(model.config, *given.shape) / 1e9 / seconds
-            found |= {"samples_per_s": len(given) / seconds, "tokens_per_s": given.numel() / seconds}
+            found["gflops"] = flops(model.config, *shape) / 1e9 / seconds
+            found |= {"samples_per_s": shape[0] / seconds, "tokens_per_s": shape[0] * shape[1] / seconds}
             scores |= {f"{side}_{name}": value for name, value in found.items()}
         return scores | _times(taken), [], {"seconds": _rounded(taken)}
 
     def _pass(self, unit: dict) -> tuple[dict, list, dict]:
         dataset, source = data.sample(self.profile, "nyu-mll/glue", "stsb", "validation", self.own.rows)
-        rows = finetuning.encode_texts(dataset, data.GLUE["stsb"], self.pretraining.tokenizer, 512)
         sides = self.models(unit["pair"])
-        asking = {side: _asker(model) for side, model in sides.items()}
-        clocks = {side: lambda ids, ask=ask: speed.timed(lambda: ask(ids)) for side, ask in asking.items()}
-        rounds = [torch.from_numpy(row["input_ids"])[None] for row in rows]
-        speed.interleaved(clocks, rounds[:10])  # warm up
-        taken = speed.interleaved(clocks, rounds)
-        scores = {"rows": len(rows), "tokens": sum(ids.numel() for ids in rounds)}
+        most = min(model.config.max_position_embeddings for model in sides.values())
+        rows = finetuning.encode_texts(dataset, data.GLUE["stsb"], self.pretraining.tokenizer, most)
+        given = [_inputs(torch.from_numpy(row["input_ids"])[None]) for row in rows]
+        clocks = {
+            side: lambda inputs, model=model: speed.timed(lambda: _ask(model, inputs)) for side, model in sides.items()
+        }
+        speed.interleaved(clocks, given[:10])  # warm up
+        taken = speed.interleaved(clocks, given)
+        scores = {"rows": len(rows), "tokens": sum(len(row["input_ids"]) for row in rows)}
         for side, own in taken.items():
             scores[f"{side}_pass_seconds"] = sum(own)
             scores[f"{side}_tokens_per_s"] = scores["tokens"] / sum(own)
@@ -145,32 +166,39 @@ class Pace:
         return scores | _times(taken), [source], {"seconds": _rounded(taken)}
 
     def _depth(self, unit: dict) -> tuple[dict, list, dict]:
-        config, given = self.configurations(unit["pair"])[0], torch.randint(1000, (1, unit["depth"]))
-        depths = [depth for depth in self.own.depths if depth <= config.num_hidden_layers]
+        config, depths = self.configurations(unit["pair"])[0], self.depths(unit["pair"])
         runs = {}
         for depth in depths:
             shallow = type(config).from_dict(config.to_dict() | {"num_hidden_layers": depth})
-            runs[str(depth)] = _asking(_build(shallow), given)
+            runs[str(depth)] = _asking(_build(shallow), 1, unit["depth"])
         taken = speed.seconds(runs, speed.rules(self.profile.name))
-        middle = [1e3 * float(np.median(own)) for own in taken.values()]
-        slope, rest = np.polyfit(depths, middle, 1)
-        scores = {f"layers_{depth}_ms": ms for depth, ms in zip(depths, middle, strict=True)}
-        return scores | {"layer_ms": slope, "rest_ms": rest}, [], {"seconds": _rounded(taken)}
+        rounds = min(map(len, taken.values()))
+        lines = np.polyfit(depths, 1e3 * np.array([own[:rounds] for own in taken.values()]), 1)  # one a round
+        scores = {f"layers_{depth}_ms": 1e3 * np.median(taken[str(depth)]) for depth in depths}
+        for name, values in zip(("layer_ms", "rest_ms"), lines, strict=True):
+            for end, value in zip(("", "_low", "_high"), speed.middle(values), strict=True):
+                scores[name + end] = value
+        return scores | {"layers": config.num_hidden_layers}, [], {"seconds": _rounded(taken)}
 
     def _alone(self, unit: dict) -> tuple[dict, list, dict]:
-        model = self.models(unit["pair"])[unit["side"]]
+        scores, every = {}, {side: [] for side in SIDES}
         with tempfile.TemporaryDirectory() as folder:
-            models.save(model, self.pretraining.tokenizer, Path(folder) / "model")
-            every = [speed.alone(Path(folder) / "model", "The river runs.", 1) for _ in range(self.own.repeats)]
-            scores = {"size_mb": speed.size_mb(Path(folder) / "model")}
-        body = model.base_model
-        embedded = models.parameters(body.embeddings)
-        scores |= {
-            "parameters": models.parameters(body),
-            "parameters_without_embeddings": models.parameters(body) - embedded,
-        }
-        names = [name for name in every[0] if name != "logits"]
-        return scores | {name: np.median([one[name] for one in every]) for name in names}, [], {"alone": every}
+            for side, model in self.models(unit["pair"]).items():
+                models.save(model, self.pretraining.tokenizer, Path(folder) / side)
+                scores[f"{side}_size_mb"] = speed.size_mb(Path(folder) / side)
+                body = models.parameters(model.base_model)
+                scores[f"{side}_parameters"] = body
+                embeddings = models.parameters(model.base_model.embeddings)
+                scores[f"{side}_parameters_without_embeddings"] = body - embeddings
+            for _ in range(unit["alone"]):
+                for side in SIDES:
+                    every[side].append(speed.alone(Path(folder) / side, "The river runs.", threads=1))
+        for side, own in every.items():
+            names = [name for name in own[0] if name.endswith("_mb")]
+            scores |= {f"{side}_{name}": np.median([one[name] for one in own]) for name in names}
+            middle = sorted(own, key=lambda one: one["cold_start_s"])[(len(own) - 1) // 2]  # its parts add up
+            scores |= {f"{side}_{name}": value for name, value in middle.items() if name.endswith("_s")}
+        return scores, [], {"alone": every}
 
 
 def flops(config: PretrainedConfig, batch: int, length: int) -> int:
@@ -189,19 +217,21 @@ def _build(config: PretrainedConfig) -> PreTrainedModel:
     return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
 
 
-def _asker(model: PreTrainedModel) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The model as a function of token ids [batch, length], none of which is padding."""
-
-    @torch.inference_mode()
-    def ask(ids: torch.Tensor) -> torch.Tensor:
-        return model(input_ids=ids % model.config.vocab_size, attention_mask=torch.ones_like(ids)).logits
-
-    return ask
+def _inputs(ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Token ids [batch, length] as a model takes them; none of them is padding."""
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def _asking(model: PreTrainedModel, ids: torch.Tensor) -> Callable[[], torch.Tensor]:
-    ask = _asker(model)
-    return lambda: ask(ids)
+@torch.inference_mode()
+def _ask(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    return model(**inputs).logits
+
+
+def _asking(model: PreTrainedModel, batch: int, length: int) -> Callable[[], torch.Tensor]:
+    """The model, asked for rows of tokens drawn at random."""
+    drawn = torch.Generator().manual_seed(0)
+    inputs = _inputs(torch.randint(model.config.vocab_size, (batch, length), generator=drawn))
+    return lambda: _ask(model, inputs)
 
 
 def _times(taken: dict[str, list[float]]) -> dict[str, float]:
@@ -213,7 +243,7 @@ def _rounded(taken: dict[str, list[float]]) -> dict[str, list[float]]:
     return {name: [round(second, 7) for second in own] for name, own in taken.items()}
 
 
-def _shape(config: dict) -> dict:
-    names = ("model_type", "vocab_size", "hidden_size", "dim", "num_hidden_layers", "n_layers", "num_attention_heads")
-    names += ("n_heads", "intermediate_size", "hidden_dim")
-    return {name: config[name] for name in names if name in config}
+def _shape(config: PretrainedConfig) -> dict:
+    """What of a configuration decides about size and time."""
+    left_out = ("transformers_version", "architectures", "dtype", "_name_or_path", "initializer_range")
+    return {name: value for name, value in config.to_diff_dict().items() if name not in left_out}

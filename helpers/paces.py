@@ -13,8 +13,8 @@ COLOURS = {"large": OF_MODELS["teacher"], "small": OF_MODELS["student"]}
 
 
 def frame(found: Sequence[dict]) -> pd.DataFrame:
-    """A row a record: its unit and its metrics."""
-    return pd.DataFrame([record["unit"] | record["metrics"] for record in found])
+    """A row a record: its unit, its metrics, and the whole in `record`."""
+    return pd.DataFrame([record["unit"] | record["metrics"] | {"record": record} for record in found])
 
 
 def by_length(rows: pd.DataFrame, large: str, small: str) -> pd.DataFrame:
@@ -25,7 +25,7 @@ def by_length(rows: pd.DataFrame, large: str, small: str) -> pd.DataFrame:
             f"{large} p50, p95 (ms)": f"{row.large_latency_p50_ms:.2f}, {row.large_latency_p95_ms:.2f}",
             f"{small} p50, p95 (ms)": f"{row.small_latency_p50_ms:.2f}, {row.small_latency_p95_ms:.2f}",
             "times as fast": _ratio(row),
-            "runs of each": f"{min(row.large_runs, row.small_runs):.0f}",
+            "runs": f"{row.large_runs:.0f}, {row.small_runs:.0f}",
         }
     return _table(made, ["tokens", "threads"])
 
@@ -38,12 +38,13 @@ def by_batch(rows: pd.DataFrame, large: str, small: str) -> pd.DataFrame:
             f"{large} (rows/s)": f"{row.large_samples_per_s:,.1f}",
             f"{small} (rows/s)": f"{row.small_samples_per_s:,.1f}",
             "times as fast": _ratio(row),
+            "runs": f"{row.large_runs:.0f}, {row.small_runs:.0f}",
         }
     return _table(made, ["rows", "threads"])
 
 
 def agreement(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row a length and thread count that was measured in two runs: both ratios, and how far they are apart."""
+    """A row a length and thread count: the ratios of the first two runs, and how far they are apart."""
     made = {}
     for (threads, length), own in rows.sort_values("run").groupby(["threads", "length"]):
         if len(own) < 2:
@@ -87,11 +88,22 @@ def gflops(rows: pd.DataFrame, large: str, small: str) -> pd.DataFrame:
     return _table(made, ["tokens", "threads"])
 
 
-def alone(rows: pd.DataFrame, large: str, small: str) -> pd.DataFrame:
+def agreement_in_words(rows: pd.DataFrame, shortest: int = 64, longest: int = 256) -> str:
+    """How far the ratios of two runs are apart, at most, and at lengths of every day."""
+    table = agreement(rows)
+    if table.empty:
+        return f"{tables.NOTHING} one run in this profile"
+    apart = table["apart (%)"].astype(float)
+    daily = apart[(apart.index >= shortest) & (apart.index <= longest)]
+    met = int((table["intervals meet"] == "yes").sum())
+    return (
+        f"With {shortest} to {longest} tokens the two runs' ratios are {daily.max():.1f}% apart at most, over all "
+        f"lengths {apart.max():.1f}%; the intervals of {met} of {len(table)} points meet."
+    )
+
+
+def alone(row: pd.Series, large: str, small: str) -> pd.DataFrame:
     """A column a model: parameters, size, memory and cold start, and how the small one compares."""
-    by_side = {row["side"]: row for _, row in rows.iterrows()}
-    if set(by_side) != set(SIDES):
-        return pd.DataFrame()
     names = {
         "parameters": ("parameters (million)", 1e-6, 2),
         "parameters_without_embeddings": ("… without embeddings (million)", 1e-6, 2),
@@ -102,12 +114,13 @@ def alone(rows: pd.DataFrame, large: str, small: str) -> pd.DataFrame:
         "anonymous_mb": ("… held: its own (MB)", 1, 1),
         "file_backed_mb": ("… held: read from a file (MB)", 1, 1),
         "cold_start_s": ("cold start (s)", 1, 2),
+        "imports_s": ("… of which imports (s)", 1, 2),
         "loading_s": ("… of which loading (s)", 1, 2),
         "first_s": ("… of which the first answer (s)", 1, 3),
     }
     made = {}
     for name, (label, scale, decimals) in names.items():
-        values = [by_side[side][name] * scale for side in SIDES]
+        values = [row[f"{side}_{name}"] * scale for side in SIDES]
         cells = {model: f"{value:,.{decimals}f}" for model, value in zip((large, small), values, strict=True)}
         made[label] = cells | {f"{small} has": f"{values[1] / values[0]:.0%}" if values[0] > 0 else tables.NOTHING}
     return pd.DataFrame(made).T.rename_axis("one process a model")
@@ -128,16 +141,18 @@ def in_words(rows: pd.DataFrame, large: str, small: str) -> str:
     return "\n".join(says)
 
 
-def depth_in_words(rows: pd.DataFrame, large: str) -> str:
-    """What the fitted lines say: so much a layer, and what isn't layers."""
+def depth_in_words(rows: pd.DataFrame, lengths: pd.DataFrame, large: str) -> str:
+    """What the fitted lines say: so much a layer, what isn't layers, and half the layers beside the small model."""
     says = []
     for _, row in rows.iterrows():
-        layers = max(int(name.split("_")[1]) for name in row.dropna().index if name.startswith("layers_"))
-        whole = row.rest_ms + layers * row.layer_ms
+        whole = row.rest_ms + row.layers * row.layer_ms
+        half = whole / (row.rest_ms + row.layers / 2 * row.layer_ms)
+        same = lengths[(lengths.length == row.depth) & (lengths.threads == 1) & (lengths.run == 0)]
+        beside = f"; measured, with the small model: {same.times_as_fast.iloc[0]:.2f}" if len(same) else ""
         says.append(
-            f"- With {int(row.depth)} tokens, a layer takes {row.layer_ms:.2f} ms and the rest {row.rest_ms:.2f} ms: "
-            f"{row.rest_ms / whole:.1%} of {large}'s {layers} layers. Half the layers would be "
-            f"{whole / (row.rest_ms + layers / 2 * row.layer_ms):.2f} times as fast."
+            f"- With {int(row.depth)} tokens, a layer takes {row.layer_ms:.2f} ms and the rest {row.rest_ms:.2f} ms "
+            f"({row.rest_ms_low:.2f} to {row.rest_ms_high:.2f}), {row.rest_ms / whole:.1%} of {large}'s "
+            f"{int(row.layers)} layers. Half the layers should be {half:.2f} times as fast{beside}."
         )
     return "\n".join(says)
 

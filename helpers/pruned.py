@@ -100,10 +100,8 @@ class Pruned(Variants):
         eight = [one._replace(int8=True) for one in followed + again[1:]]  # not of the whole model, trained once more
         masked = [Way("masked", _percent(share)) for share in own.masked]
         self.variants = [one.name for one in found + masked + again + eight]
-        if unknown := set(self.apart or []) - set(self.variants):
-            raise InputError(
-                f"pruning.isolated: {', '.join(sorted(unknown))}: expected some of {', '.join(self.variants)}"
-            )
+        for name in self.apart or []:  # those that are no variants of these shares are left out
+            way(name)
 
     def label(self, variant: str) -> str:
         return label(variant)

@@ -17,7 +17,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
-from transformers.utils.import_utils import TORCHAO_MIN_VERSION, is_torchao_available
+from transformers.utils.import_utils import is_torchao_available
 
 from . import InputError, models, pruning
 
@@ -36,6 +36,7 @@ LABELS = {
     "bnb_fp4": "fp4 (bitsandbytes)",
     "bnb_fp4_double": "fp4, double (bitsandbytes)",
 }
+TORCHAO = "0.18"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KEPT = ("tokenizer*", "vocab.txt", "special_tokens_map.json", pruning.FILE)
 
@@ -95,8 +96,8 @@ def why_not(variant: str, cut: bool = False) -> str | None:
         return "transformers loads such a model in its whole shape, and heads were cut out of its matrices"
     if variant.startswith("bnb"):
         return why_no_bits(torch.device("cpu"), 8 if variant == "bnb_int8" else 4)
-    if variant.startswith("torchao") and not is_torchao_available():
-        return f"transformers saves torchao's tensors from version {TORCHAO_MIN_VERSION} on: pip install torchao"
+    if variant.startswith("torchao") and not is_torchao_available(TORCHAO):
+        return f"its tensors can be saved from torchao {TORCHAO} on, which is not installed here"
     if variant.startswith("torch_") and torch.backends.quantized.engine == "none":
         return "this build of PyTorch has no engine for quantized layers"
     return None
@@ -235,8 +236,10 @@ def import_bitsandbytes() -> None:
 def _torchao(source: Path) -> PreTrainedModel:
     """Linear layers in 8 bits with a scale a row; inputs are quantized as they come, with one scale a token."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig
+    from torchao.utils import should_reduce_range
 
-    config = TorchAoConfig(Int8DynamicActivationInt8WeightConfig())
+    seven = should_reduce_range(torch.device("cpu"))  # of eight bits, where sums of products would overflow
+    config = TorchAoConfig(Int8DynamicActivationInt8WeightConfig(reduce_range=seven))
     given = {"quantization_config": config, "dtype": torch.float32, "device_map": {"": "cpu"}}
     return _kind(source).from_pretrained(source, use_safetensors=True, **given).eval()
 

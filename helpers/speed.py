@@ -39,7 +39,7 @@ def rules(profile: str) -> Rules:
 
 
 class Ratio(NamedTuple):
-    """How many times as fast: the median of paired ratios, and its 95% bootstrap interval."""
+    """How many times as fast, or how long: a median, and its 95% bootstrap interval."""
 
     median: float
     low: float
@@ -116,16 +116,21 @@ def latencies(taken: Sequence[float]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()} | {"runs": float(len(times))}
 
 
-def ratio(slow: Sequence[float], fast: Sequence[float], replicates: int = 2000) -> Ratio:
-    """How many times as fast `fast` is as `slow`; seconds, paired by round (rounds that only one has are left out)."""
-    rounds = min(len(slow), len(fast))
-    ratios = np.asarray(slow[:rounds]) / np.asarray(fast[:rounds])
+def middle(values: Sequence[float], replicates: int = 2000) -> Ratio:
+    """The median of values that were taken one after the other, and its 95% bootstrap interval."""
+    drawn, rounds = np.asarray(values), len(values)
     # Neighbours are alike (the machine drifts), so stretches of rounds are drawn, about ten of them.
     stretch = -(-rounds // 10)
     starts = np.random.default_rng(0).integers(rounds - stretch + 1, size=(replicates, -(-rounds // stretch)))
-    drawn = ratios[(starts[..., None] + np.arange(stretch)).reshape(replicates, -1)[:, :rounds]]
-    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
-    return Ratio(float(np.median(ratios)), float(low), float(high))
+    again = drawn[(starts[..., None] + np.arange(stretch)).reshape(replicates, -1)[:, :rounds]]
+    low, high = np.quantile(np.median(again, axis=1), [0.025, 0.975])
+    return Ratio(float(np.median(drawn)), float(low), float(high))
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> Ratio:
+    """How many times as fast `fast` is as `slow`; seconds, paired by round (rounds that only one has are left out)."""
+    rounds = min(len(slow), len(fast))
+    return middle(np.asarray(slow[:rounds]) / np.asarray(fast[:rounds]))
 
 
 def beside(
@@ -153,8 +158,8 @@ def alone(folder: Path, text: str, threads: int, timeout: float = 300.0) -> dict
     Returns:
         imports_s, loading_s, first_s and cold_start_s (all three, and the interpreter's own start; the file is likely
         in the system's cache, and a disk would add its own time); peak_memory_mb, the peak of the resident size once
-        every weight has been read, less the peak before the model was loaded (weights are mapped from their file, and
-        rows of embeddings that nobody asked for come last: first_peak_memory_mb is the peak of the first answer
+        every weight has been read, less what was held before the model was loaded (weights are mapped from their file,
+        and rows of embeddings that nobody asked for come last: first_peak_memory_mb is the peak of the first answer
         alone); of what stays after the answer, anonymous_mb and file_backed_mb; footprint_mb, the weights' own size in
         memory, 0 where the runtime doesn't tell; logits, for a check.
 

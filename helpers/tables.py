@@ -71,15 +71,15 @@ def published(source: str, table: str | None = None) -> pd.DataFrame:
 
 
 def published_beside(source: str, table: str, models: str) -> pd.DataFrame:
-    """Published numbers as printed: a row a model and set-up, a column a metric; `models`: a regular expression."""
+    """Published numbers: a row a model and set-up, a column a metric, then notes; `models`: a regular expression."""
     rows = published(source, table)
     rows = rows[rows.model.str.contains(models)].fillna({"unit": "", "setup": ""})
     head = [f"{metric} ({unit})" if unit else metric for metric, unit in zip(rows.metric, rows.unit, strict=True)]
-    named = rows.assign(
-        column=[text.replace("_", " ") for text in head], row=(rows.model + "; " + rows.setup).str.removesuffix("; ")
-    )
+    where = (rows.model + "; " + rows.setup).str.removesuffix("; ")
+    named = rows.assign(column=[text.replace("_", " ") for text in head], row=where)
     made = named.pivot_table(index="row", columns="column", values="value", aggfunc="first", sort=False)
-    return made.fillna(NOTHING).rename_axis("published, as printed")
+    notes = named.dropna(subset="note").groupby("row").note.agg(lambda own: "; ".join(dict.fromkeys(own)))
+    return made.assign(note=notes).fillna(NOTHING).rename_axis("published")
 
 
 def summary(found: Sequence[dict], metrics: Sequence[str]) -> pd.DataFrame:
@@ -161,12 +161,13 @@ def data_note(found: Sequence[dict]) -> str:
         f"{name}: " + "; ".join(f"{config} ({', '.join(rows)})" for config, rows in configs.items())
         for name, configs in sets.items()
     ]
-    machines = {describe_machine(record["provenance"], record.get("settings", {}).get("threads")) for record in found}
+    machines = {describe_machine(record["provenance"], record.get("settings", {})) for record in found}
     seeds = sorted({record["unit"]["seed"] for record in found if "seed" in record["unit"]})
-    drawn = f" Seeds: {', '.join(map(str, seeds))}." if seeds else ""
+    drawn = f"Seeds: {', '.join(map(str, seeds))}. " if seeds else ""
     random = any(m.get("weights") == "random" for record in found for m in record["provenance"]["models"])
     warning = "Random weights: speed and size only, quality means nothing. " if random else ""
-    return f"{warning}Data: {'. '.join(texts)}.{drawn} Run on {'; '.join(sorted(machines))}."
+    on = f"Data: {'. '.join(texts)}. " if texts else ""
+    return f"{warning}{on}{drawn}Run on {'; '.join(sorted(machines))}."
 
 
 def positions_note(found: Sequence[dict]) -> str:
@@ -175,9 +176,10 @@ def positions_note(found: Sequence[dict]) -> str:
     return f"KL is over {' or '.join(sorted(where))} tokens, cosine over all."
 
 
-def describe_machine(provenance: dict, threads: int | None = None) -> str:
-    """Processor or GPU, threads (those that the record's settings asked for, if they did) and torch of one record."""
-    count = threads or provenance["threads"]
+def describe_machine(provenance: dict, settings: dict | None = None) -> str:
+    """Processor or GPU, threads and torch of one record; its settings may say which it was, and how many threads."""
+    settings = settings or {}
+    count = settings.get("threads") or provenance["threads"]
     on_cpu = f"{provenance['cpu']}, {count} thread{'s' if count > 1 else ''}"
-    where = provenance["gpu"]["name"] if provenance["gpu"] else on_cpu
-    return f"{where}, torch {provenance['versions']['torch']}"
+    gpu = provenance["gpu"] if settings.get("device") != "cpu" else None
+    return f"{gpu['name'] if gpu else on_cpu}, torch {provenance['versions']['torch']}"

@@ -12,8 +12,16 @@ from .profiles import Profile, as_settings
 
 VERSION = 1  # raised whenever the code changes the numbers it makes
 BASE = "fp32"  # the fine-tuned model as it is; all others are compared with it
-PACKAGES = ("torch", "transformers", "torchao", "bitsandbytes", "onnx", "onnxruntime", "onnxscript")
-PACKAGES += ("openvino", "nncf")
+EDGE = ("onnx", "onnxruntime", "onnxscript")
+NEEDS = {"torchao": ("torchao",), "bnb": ("bitsandbytes",), "onnx": EDGE, "openvino": (*EDGE, "openvino", "nncf")}
+
+
+def packages(variant: str) -> dict[str, str | None]:
+    """The versions of what makes a variant; one that is pruned goes to ONNX Runtime for its 8 bits."""
+    start = variant.partition("_")[0]
+    pruned_int8 = start not in (*NEEDS, "torch") and variant.endswith("_int8")
+    names = ("torch", "transformers", *NEEDS.get("onnx" if pruned_int8 else start, ()))
+    return {name: records.versions().get(name) for name in names}
 
 
 class Variants:
@@ -61,7 +69,7 @@ class Variants:
     def plan(self) -> str:
         """What will be run and about how long, in a few lines."""
         todo = [u for u in self.ready if self.fresh or not self.space.find(self.experiment, u, self.settings(u))]
-        processes = 2 * self.own.repeats * sum(map(self.isolated, todo))
+        processes = self.own.repeats * sum(map(self.isolated, todo))
         seconds = (3 if self.profile.name == "mini" else 30) * len(todo) + 4 * processes
         lines = [f"profile {self.profile.name}, threads: {self.own.threads}; results in results/{self.space.name}/"]
         lines += [f"{len(self.ready)} units, of which {len(todo)} have no record yet: about {seconds / 60:.0f} minutes"]
@@ -77,12 +85,12 @@ class Variants:
         how |= {"rules": speed.rules(self.profile.name)._asdict(), "cpu": records.cpu()["model"]}
         how |= {"repeats": self.own.repeats if self.isolated(unit) else 0}
         rows = {name: recipe[name] for name in ("dev_rows", "length")}
-        return {"made": self.made_of(unit), "rows": rows} | how
+        return {"made": self.made_of(unit), "rows": rows, "device": "cpu"} | how
 
     def made_of(self, unit: dict) -> dict:
         """All that could change the variant itself."""
-        packages = {name: records.versions().get(name) for name in PACKAGES}
-        made = {"version": VERSION, "model": self.weights(unit["task"], unit["model"]), "packages": packages}
+        made = {"version": VERSION, "model": self.weights(unit["task"], unit["model"])}
+        made["packages"] = packages(unit["variant"])
         return made | {"reduce_range": edge.needs_reduced_range(), "flags": machine.telling_flags()}
 
     @functools.cache  # noqa: B019 (there is one of it in a notebook)

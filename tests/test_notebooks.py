@@ -83,7 +83,7 @@ def executed(tmp_path_factory) -> Path:
 def test_the_series_makes_records_tables_and_figures(executed):
     made = {path.relative_to(executed).as_posix() for path in executed.rglob("*") if path.is_file()}
     expected = {"distillation": 10, "ablation": 4 + 4 * 2, "glue": 9 * 4 * 2, "imdb": 3 + 1, "squad": 4}
-    expected["speed"] = 1 + 2 + 11  # padding; scoring and reading; large against small
+    expected["speed"] = 1 + 2 + 10  # padding; scoring and reading; large against small
     here = [name for name in compression.LABELS if not compression.why_not(name)]
     expected["quantization"] = len(here) + len([name for name in here if name in quantization.LABELS])  # and losses
     expected["pruning"] = (1 + 1 + 3 + 1 + 1 + 2 + 3) + 2 * (1 + 1 + 3 + 1)  # the variants; the losses
@@ -190,6 +190,10 @@ def test_pruned_models_come_out_as_they_must(executed):
     assert one.sparse_size_mb["weights_90"] < one.size_mb["weights_90"] == one.size_mb["fp32"]
     assert one.size_mb["taylor_50_recovered_int8"] < one.size_mb["taylor_50_recovered"]
     assert one.latency_times_as_fast["taylor_50_recovered_int8"] > one.latency_times_as_fast["taylor_50_recovered"]
+    whole = records.Workspace(profiles.load("mini"), str(executed)).read("quantization")
+    whole = whole[whole.task.notna()].set_index("variant")
+    assert one.logit_error["fp32_int8"] == pytest.approx(whole.logit_error["onnx_int8"], abs=1e-5), "made alike"
+    assert one.logit_error["fp32"] == 0 < one.logit_error["fp32_recovered"], "trained again, too"
     loss = frame[frame.task.isna()].set_index("variant").masked_lm_loss
     assert loss["fp32"] < loss["taylor_50"] < loss["random_50"]
     for name in ("fp32", "taylor_50", "layers_1", "weights_90"):

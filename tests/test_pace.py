@@ -1,5 +1,6 @@
 """A large model against a small one: what is counted, what is timed, and what is said of it."""
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,9 +12,9 @@ from transformers import (
     DistilBertModel,
 )
 
-from helpers import InputError, machine, models, pace, paces, profiles, records, speed
+from helpers import InputError, machine, models, pace, paces, profiles, records, speed, tables
 
-OWN = {"speed.lengths": [8], "speed.batches": [3], "speed.depth_lengths": [8], "speed.rows": 12}
+OWN = {"speed.lengths": [8], "speed.length": 16, "speed.batches": [3], "speed.depth_lengths": [8], "speed.rows": 12}
 
 
 def made(store, **own) -> pace.Pace:
@@ -40,74 +41,112 @@ def test_arithmetic_is_as_torch_counts_it(kind):
 
 def test_units_cover_what_the_profile_asks_for(tmp_path):
     units = made(tmp_path, **{"speed.runs": 2}).ready
-    assert len(units) == len({records.slug(unit) for unit in units}) == 2 * (2 + 1 + 1) + 1 + 2
+    assert len(units) == len({records.slug(unit) for unit in units}) == 2 * (2 * 2 + 1 + 1) + 1 + 1
+    assert {unit["length"] for unit in units if unit.get("batch") == 1} == {8, 16}, (
+        "one row at the batches' length, too"
+    )
     assert {unit["pair"] for unit in units} == {"own"}
-    assert {unit["pair"] for unit in made(tmp_path, **{"speed.full_size": True}).ready} == {"full", "own"}
+    assert made(tmp_path, **{"speed.full_size": True}).pairs == ["full", "own"]
     with pytest.raises(
-        InputError, match=f"speed.threads has 999, more than this machine's {machine.usable_cores()} cores"
+        InputError, match=f"speed.threads has 999, and this machine has cores: {machine.usable_cores()}"
     ):
         made(tmp_path, **{"speed.threads": [999]})
-    with pytest.raises(InputError, match="speed.lengths"):
-        made(tmp_path, **{"speed.lengths": [513]})
-    with pytest.raises(InputError, match="speed.repeats"):
-        made(tmp_path, **{"speed.repeats": 0})
+    with pytest.raises(InputError, match=r"speed.depths = \[4, 12\], and teacher has 4 layers: expected two or more"):
+        made(tmp_path, **{"speed.depths": [4, 12]})
+    for key, value in (("lengths", [513]), ("repeats", 0), ("runs", 0), ("threads", [])):
+        with pytest.raises(InputError, match=f"speed.{key}"):
+            made(tmp_path, **{f"speed.{key}": value})
 
 
-def test_every_unit_is_measured(tmp_path):
-    experiment = made(tmp_path, **{"speed.threads": [1], "speed.depths": [1, 2]})
-    before = torch.get_num_threads()
-    found = [(unit, experiment.measure(unit)) for unit in experiment.ready]
-    assert torch.get_num_threads() == before
-    for unit, measured in found:
-        scores = measured.metrics
+def test_a_model_that_takes_less_is_not_asked_for_more(tmp_path, monkeypatch):
+    config = made(tmp_path).configurations("own")[0]
+    config.max_position_embeddings = 12
+    monkeypatch.setattr(pace.Pretraining, "teacher_config", config)
+    with pytest.raises(InputError, match="speed: 16 tokens, and teacher takes 12 at most: lower the lengths"):
+        made(tmp_path)
+
+
+def test_the_same_shapes_are_not_timed_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(pace.Pretraining, "teacher_config", BertConfig())
+    monkeypatch.setattr(pace.students, "configuration", lambda teacher, layers: DistilBertConfig())
+    assert made(tmp_path, **{"speed.full_size": True}).pairs == ["full"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kinds"),
+    [("depths", [1, 3], {"depth"}), ("rows", 5, {"text"}), ("lengths", [8], set())],
+)
+def test_settings_hold_what_the_numbers_depend_on(tmp_path, key, value, kinds):
+    first, other = made(tmp_path), made(tmp_path, **{f"speed.{key}": value})
+    changed = {kind for unit in first.ready for kind in unit if first.settings(unit) != other.settings(unit)}
+    assert changed - {"pair", "threads"} == kinds
+
+
+def test_every_unit_is_measured(tmp_path, monkeypatch):
+    experiment = made(tmp_path, **{"speed.depths": [1, 2]})
+    before, seen = torch.get_num_threads(), {}
+    for name in ("seconds", "interleaved"):
+        real = getattr(speed, name)
+
+        def spied(*given, real=real):
+            seen["threads"] = torch.get_num_threads()
+            return real(*given)
+
+        monkeypatch.setattr(speed, name, spied)
+    for unit in experiment.ready:
+        if unit.get("threads", 1) > machine.usable_cores():
+            continue
+        measured = experiment.measure(unit)
+        scores, details = measured.metrics, measured.details
+        assert seen.pop("threads", 1) == unit.get("threads", 1)
+        if "times_as_fast" in scores:
+            large, small = (np.array(details["seconds"][side]) for side in pace.SIDES)
+            rounds = min(len(large), len(small))
+            assert scores["times_as_fast"] == pytest.approx(np.median(large[:rounds] / small[:rounds]), rel=1e-3)
+            assert scores["times_as_fast_low"] <= scores["times_as_fast"] <= scores["times_as_fast_high"]
         if "length" in unit:
-            taken = measured.details["seconds"]
-            assert set(taken) == {"large", "small", "product"} and len(taken["small"]) >= speed.QUICK.least_runs
+            assert list(details["seconds"]) == ["large", "product", "small"]
+            assert len(details["seconds"]["small"]) >= speed.QUICK.least_runs
             arithmetic = pace.flops(experiment.configurations("own")[0], unit["batch"], unit["length"])
             assert scores["large_gflops"] == pytest.approx(arithmetic / 1e6 / scores["large_latency_p50_ms"])
+            product = 2e-9 * pace.PRODUCT**3 / np.median(details["seconds"]["product"])
+            assert scores["product_gflops"] == pytest.approx(product, rel=1e-3)
             rows_a_second = 1e3 * unit["batch"] / scores["small_latency_p50_ms"]
             assert scores["small_samples_per_s"] == pytest.approx(rows_a_second)
         if "text" in unit:
-            assert scores["rows"] == 12 == len(measured.details["seconds"]["large"])
-            assert scores["large_pass_seconds"] == pytest.approx(sum(measured.details["seconds"]["large"]), rel=1e-4)
+            assert scores["rows"] == 12 == len(details["seconds"]["large"])
+            assert scores["large_pass_seconds"] == pytest.approx(sum(details["seconds"]["large"]), rel=1e-4)
             assert measured.data[0]["config"] == "stsb" and "large_pass_of_1000_rows_seconds" not in scores
-        if "side" in unit:
-            model = experiment.models("own")[unit["side"]]
-            assert scores["size_mb"] == pytest.approx(4e-6 * models.parameters(model), rel=0.02)
-            assert scores["peak_memory_mb"] >= 0.9 * scores["footprint_mb"] > 0
-            words = model.config.vocab_size * model.config.hidden_size
-            assert 0 < scores["parameters_without_embeddings"] < scores["parameters"] - words
-        if "times_as_fast" in scores:
-            assert scores["times_as_fast_low"] <= scores["times_as_fast"] <= scores["times_as_fast_high"]
+        if "alone" in unit:
+            for side, model in experiment.models("own").items():
+                assert scores[f"{side}_size_mb"] == pytest.approx(4e-6 * models.parameters(model), rel=0.02)
+                assert scores[f"{side}_peak_memory_mb"] >= 0.9 * scores[f"{side}_footprint_mb"] > 0
+                parts = sum(scores[f"{side}_{part}_s"] for part in ("imports", "loading", "first"))
+                assert 0 < parts < scores[f"{side}_cold_start_s"]
+            assert scores["large_parameters"] > scores["small_parameters"]
+    assert torch.get_num_threads() == before
 
 
 def test_time_by_depth_is_a_constant_and_so_much_a_layer(tmp_path, monkeypatch):
     experiment = made(tmp_path, **{"speed.depths": [1, 2, 4]})
-    seen = {}
+    asked = []
+    monkeypatch.setattr(pace, "_ask", lambda model, inputs: asked.append(len(model.base_model.encoder.layer)))
 
     def seconds(runs, rules):
-        for name, run in runs.items():
+        for run in runs.values():
             run()
-            seen[name] = run.__closure__
         return {name: [0.001 * (3 + 5 * int(name))] * 4 for name in runs}
 
     monkeypatch.setattr(speed, "seconds", seconds)
     unit = next(unit for unit in experiment.ready if "depth" in unit)
     scores = experiment.measure(unit).metrics
+    assert asked == [1, 2, 4] and scores["layers"] == 4
     assert scores["layer_ms"] == pytest.approx(5) and scores["rest_ms"] == pytest.approx(3)
-    assert scores["layers_4_ms"] == pytest.approx(23) and list(seen) == ["1", "2", "4"]
-    words = paces.depth_in_words(paces.frame([{"unit": unit, "metrics": scores}]), "BERT")
-    assert "a layer takes 5.00 ms and the rest 3.00 ms: 13.0% of BERT's 4 layers" in words
-    assert "Half the layers would be 1.77 times as fast" in words
-
-
-def test_models_of_fewer_layers_have_them(tmp_path):
-    config = made(tmp_path).configurations("own")[0]
-    shallow = type(config).from_dict(config.to_dict() | {"num_hidden_layers": 1})
-    whole, one = pace._build(config), pace._build(shallow)
-    assert len(one.base_model.encoder.layer) == 1 and config.num_hidden_layers == 4 == len(
-        whole.base_model.encoder.layer
-    )
+    assert scores["layers_4_ms"] == pytest.approx(23) and scores["rest_ms_low"] == pytest.approx(3)
+    row, lengths = paces.frame([{"unit": unit, "metrics": scores}]), paces.frame([latency(8, 0, 1.7)])
+    words = paces.depth_in_words(row, lengths, "BERT")
+    assert "a layer takes 5.00 ms and the rest 3.00 ms (3.00 to 3.00), 13.0% of BERT's 4 layers" in words
+    assert "Half the layers should be 1.77 times as fast; measured, with the small model: 1.70." in words
 
 
 def latency(length: int, run: int, times: float, threads: int = 1, batch: int = 1) -> dict:
@@ -129,8 +168,22 @@ def test_tables_and_sentences_follow_the_records():
     twice = paces.agreement(frame)
     assert list(twice["apart (%)"]) == ["5.0", "10.0"] and list(twice["intervals meet"]) == ["yes", "no"]
     assert paces.agreement(frame[frame.run == 0]).empty
+    assert "With 64 to 256 tokens the two runs' ratios are 10.0% apart at most" in paces.agreement_in_words(frame)
+    assert "the intervals of 1 of 2 points meet" in paces.agreement_in_words(frame)
     words = paces.in_words(frame, "BERT", "DistilBERT")
     assert "On 1 thread, DistilBERT is 1.60 times as fast as BERT with 8 tokens and 2.00 times with 128" in words
     assert "the time saved is 38% to 50%" in words
     many = paces.by_batch(paces.frame([latency(128, 0, 2.0, batch=4)]), "BERT", "DistilBERT")
     assert many.loc[4, "DistilBERT (rows/s)"] == "400.0"
+
+
+def test_the_processor_is_named_where_a_gpu_stands_idle():
+    origin = {"cpu": "Xeon", "threads": 8, "gpu": {"name": "Tesla T4"}, "versions": {"torch": "2.11"}}
+    assert tables.describe_machine(origin) == "Tesla T4, torch 2.11"
+    assert tables.describe_machine(origin, {"device": "cpu", "threads": 1}) == "Xeon, 1 thread, torch 2.11"
+
+
+def test_the_middle_of_a_drifting_series_has_an_interval_that_holds_it():
+    values = np.random.default_rng(0).normal(5, 1, 200)
+    found = speed.middle(values)
+    assert found.median == np.median(values) and found.low < found.median < found.high < found.low + 0.8

@@ -110,7 +110,7 @@ def test_a_loaded_model_is_the_one_that_was_saved(classifier, inputs, tmp_path):
     assert np.abs(logits["bnb_fp4"] - logits["bnb_nf4"]).max() > 0.01
 
 
-@pytest.mark.parametrize("variant", ["fp32", "bf16", "torch_int8", "torch_int8_embeddings", "bnb_int8"])
+@pytest.mark.parametrize("variant", ["fp32", "bf16", "torch_int8", "torch_int8_embeddings", "torchao_int8", "bnb_int8"])
 @pytest.mark.parametrize("distilled", [False, True])
 def test_masked_language_models_with_tied_weights(classifier, inputs, tmp_path, variant, distilled):
     torch.manual_seed(0)
@@ -160,8 +160,8 @@ def test_what_only_experiments_need_is_not_imported_for_a_model(classifier):
 
 
 def test_an_old_torchao_is_no_crash(classifier, tmp_path, monkeypatch):
-    monkeypatch.setattr(quantization, "is_torchao_available", lambda: False)
-    with pytest.raises(InputError, match=r"torchao\): transformers saves torchao's tensors from version 0\.\d+"):
+    monkeypatch.setattr(quantization, "is_torchao_available", lambda version: False)
+    with pytest.raises(InputError, match=r"torchao\): its tensors can be saved from torchao 0\.18 on, which is not"):
         quantization.save("torchao_int8", classifier[1], tmp_path / "x")
 
 
