@@ -88,7 +88,8 @@ def download(profile: Profile) -> list[str]:
     wanted += [("nyu-mll/glue", task, split) for task in profile.glue.tasks for split in ("train", *dev_splits(task))]
     wanted += [("stanfordnlp/imdb", "plain_text", split) for split in ("train", "test")]
     wanted += [("rajpurkar/squad", "plain_text", split) for split in ("train", "validation")]
-    wanted += [(corpus.id, corpus.heldout, "test"), *[("openai/gsm8k", "main", split) for split in ("train", "test")]]
+    wanted += [(corpus.id, corpus.heldout, split) for split in ("train", "test")]
+    wanted += [("openai/gsm8k", "main", split) for split in ("train", "test")]
     for data_id, config, split in wanted:
         _, source = load(profile, data_id, config, split)
         lines.append(f"{source['id']} {config} {split}: {source['rows'][split]:,} rows")

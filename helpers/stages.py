@@ -87,6 +87,7 @@ class Stages(downstream.Downstream):
             names = ("learning_rate", "epochs", "batch_size", "train_blocks", "mask_rate")
             made |= {name: getattr(self.own, name) for name in names}
             made |= {"corpus": as_settings(self.profile.corpus), "precision": self.precision}
+            made["fine_tuned_on"] = self.profile.corpus.heldout
         return made
 
     def checkpoint(self, unit: dict) -> Path:
@@ -155,8 +156,8 @@ class Stages(downstream.Downstream):
     def _cut(self, text: str, split: str, cap: int | None) -> Text:
         corpus = self.profile.corpus
         if text == "wikitext":
-            config = corpus.train if split == "train" else corpus.heldout
-            dataset, source = data.load(self.profile, corpus.id, config, split)
+            # Fine-tuned on what is measured: raw text, whose rare words are [UNK] where `corpus.train` is not raw.
+            dataset, source = data.load(self.profile, corpus.id, corpus.heldout, split)
             documents = list(data.articles(dataset["text"], self.tokenizer.unk_token))
         else:
             documents, source = data.problems(self.profile, split, answers=text == "gsm8k_answers")
