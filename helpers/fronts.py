@@ -48,13 +48,16 @@ def steps(points: pd.DataFrame, cost: str, xlabel: str, ylabel: str) -> Figure:
     """
     there = [family for family in COLOURS if family in set(points.family)]
     columns = min(4, len(there))
-    shape = {"figsize": (11, 2.7 * -(-len(there) // columns)), "layout": "constrained"}
-    figure, panels = plt.subplots(-(-len(there) // columns), columns, squeeze=False, sharex=True, sharey=True, **shape)
+    lines = -(-len(there) // columns)
+    shape = {"figsize": (11, 0.5 + 2.4 * lines), "squeeze": False, "sharex": True, "sharey": True}
+    figure, panels = plt.subplots(lines, columns, **shape)
+    figure.subplots_adjust(0.07, 0.5 / (0.5 + 2.4 * lines) + 0.03, 0.99, 0.93, 0.08, 0.2)  # what "constrained" finds
     for number, axes in enumerate(panels.flat):
         axes.set_visible(number < len(there))
         if number < len(there):
             _draw(axes, points, cost, there[: number + 1])
             axes.set_title(f"+ {there[number]}" if number else there[0], fontsize=10)
+            axes.tick_params(labelbottom=number + columns >= len(there))
     figure.supxlabel(xlabel, fontsize=11)
     figure.supylabel(ylabel, fontsize=11)
     return figure
