@@ -2,6 +2,7 @@
 network."""
 
 import base64
+import functools
 import mimetypes
 import os
 from html import escape
@@ -125,7 +126,7 @@ def _body(notebook: nbformat.NotebookNode, names: list[str], workspace: Workspac
     for cell in notebook.cells:  # a page shows no live widget: its static twin stands beside it
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
-    html, _ = Exporter(template_name="basic", exclude_output_prompt=True).from_notebook_node(notebook)
+    html, _ = _exporter().from_notebook_node(notebook)
     soup = BeautifulSoup(html, "html.parser")
     for tag in soup.select("script, link, .prompt:empty"):
         tag.decompose()
@@ -140,6 +141,11 @@ def _body(notebook: nbformat.NotebookNode, names: list[str], workspace: Workspac
             kind = mimetypes.guess_type(local.name)[0]
             image["src"] = f"data:{kind};base64,{base64.b64encode(local.read_bytes()).decode()}"
     return str(soup)
+
+
+@functools.cache  # its templates are read once for all pages
+def _exporter() -> "Exporter":
+    return Exporter(template_name="basic", exclude_output_prompt=True)
 
 
 def _relative(link: str, names: list[str], workspace: Workspace) -> str:

@@ -1,5 +1,6 @@
 """Compressed variants side by side: what each costs in accuracy and buys in size, memory and time."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,9 +49,13 @@ def frame(found: Sequence[dict]) -> pd.DataFrame:
 
 def p_value(record: dict, reference: dict) -> float:
     """Of the difference in score between a variant and fp32, by swapping their answers row by row."""
-    answers = [unpack(one["details"]["predictions"])[None] for one in (record, reference)]
-    truth = unpack(record["details"]["references"])
-    task = record["unit"]["task"]
+    lines = [one["details"]["predictions"] for one in (record, reference)]
+    return _p_value(record["unit"]["task"], *lines, record["details"]["references"])
+
+
+@functools.cache  # a table and a sentence ask for the same
+def _p_value(task: str, own: str, other: str, references: str) -> float:
+    answers, truth = [unpack(line)[None] for line in (own, other)], unpack(references)
 
     def score(guesses: np.ndarray, references: np.ndarray) -> float:
         return metrics.quick_score(task, guesses, references)
