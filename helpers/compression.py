@@ -105,10 +105,7 @@ class Losses:
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers."""
         made = {"version": VERSION, "model": self.pretraining.weights(self.unit)}
-        made["packages"] = packages(
-            unit["variant"].removesuffix("_int8") if unit["variant"] not in LABELS else unit["variant"]
-        )
-        made |= {"flags": machine.telling_flags(), "device": "cpu"}
+        made |= {"packages": packages(unit["variant"]), "flags": machine.telling_flags(), "device": "cpu"}
         corpus, recipe = as_settings(self.profile.corpus), as_settings(self.profile.distillation)
         batch = recipe["training"]["batch_size"]  # which shares one scale of dynamic int8's inputs
         recipe = {name: recipe[name] for name in ("positions", "mask_rate")} | {"batch_size": batch}

@@ -52,7 +52,7 @@ def show(space: Workspace, name: str, figure: Figure, caption: str) -> None:
     """Keep a figure as figures/<profile>/<name>.png and display it with its caption, which is its alt text too."""
     space.figures.mkdir(parents=True, exist_ok=True)
     picture = BytesIO()
-    figure.savefig(picture, format="png", bbox_inches="tight", metadata={"Description": caption, "Software": None})
+    figure.savefig(picture, format="png", metadata={"Description": caption, "Software": None})
     plt.close(figure)
     Path(space.figures / f"{name}.png").write_bytes(picture.getvalue())
     display(

@@ -52,18 +52,11 @@ class FullSize:
 
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers."""
-        how = {
-            "device": "cpu",
-            "threads": 1,
-            "length": self.own.length,
-            "rules": speed.rules(self.profile.name)._asdict(),
-        }
-        cpu = {"cpu": records.cpu()["model"], "flags": machine.telling_flags()}
-        return (
-            {"version": VERSION, "packages": packages(unit["variant"]), "reduce_range": edge.needs_reduced_range()}
-            | cpu
-            | how
-        )
+        packages_of = packages if unit["variant"] in compression.LABELS else pruned.packages_of
+        made = {"version": VERSION, "packages": packages_of(unit["variant"])}
+        made |= {"reduce_range": edge.needs_reduced_range(), "flags": machine.telling_flags()}
+        how = {"threads": 1, "length": self.own.length, "rules": speed.rules(self.profile.name)._asdict()}
+        return made | how | {"device": "cpu", "cpu": records.cpu()["model"]}
 
     def measure(self, unit: dict) -> records.Measurement:
         """Size, and the latency of one row on one thread beside PyTorch's fp32."""
@@ -90,15 +83,10 @@ def _make(
         quantization.save(name, whole, folder)
         return models.parameters(model)
     how = None if name in compression.LABELS else pruned.way(name)
-    if how and (how.method not in ("random", "layers") or how.recovered):
-        raise InputError(
-            f"{name}: at full size weights know nothing: expected random_PERCENT or layers_COUNT, and _int8"
-        )
     if how:
-        if how.method == "layers":
-            pruning.drop_layers(model, how.amount)
-        else:
-            pruning.cut(model, pruning.choose(pruning.at_random(model, seed=0), how.amount / 100))
+        if how.method not in ("random", "layers") or how.recovered:
+            raise InputError(f"{name}: weights know nothing here: expected random_PERCENT or layers_COUNT, and _int8")
+        pruned.take_away(model, how, lambda _: pruning.at_random(model, seed=0))
     if how and not how.int8:
         model.save_pretrained(folder)
         pruning.save_shape(model, folder)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from . import ROOT, answers, comparison, compression, language, paces, records, tables, tradeoffs
+from . import ROOT, answers, comparison, compression, language, paces, profiles, records, tables, tradeoffs
 from .downstream import unpack
 from .tables import NOTHING
 
@@ -211,28 +211,24 @@ def _pruning(found: Sequence[dict]) -> tuple[str, str] | None:
 
 
 def _speed(found: Sequence[dict]) -> tuple[str, str] | None:
-    own = [record for record in found if record["unit"].get("pair") == "full"]
-    if not own:
+    own = language.of(found, pair="full")
+    lengths, passes = language.of(own, batch=1, run=0), language.of(own, text="stsb", threads=1)
+    alone = [record for record in own if "alone" in record["unit"]]
+    one = paces.frame(language.of(lengths, threads=1))
+    if not passes or not alone or not set(profiles.load("laptop").speed.lengths) <= set(one.get("length", ())):
         return None
-    frame = paces.frame(own)
-    if not {"length", "text", "side"} <= set(frame.columns):
-        return None
-    lengths = frame[(frame.batch == 1) & (frame.run == 0)]
-    passes, sides = frame[frame.text.eq("stsb") & (frame.threads == 1)], frame.set_index("side").parameters
-    if lengths.empty or passes.empty or not {"large", "small"} <= set(sides.dropna().index):
-        return None
-    one, row = lengths[lengths.threads == 1], passes.iloc[0]
-    ratio = row.large_pass_seconds / row.small_pass_seconds
-    paper = (
-        tables.published("sanh2019", "3").query("metric == 'full_pass_seconds'").set_index("model").value.astype(float)
-    )
-    printed = paper["BERT-base"], paper["DistilBERT"]
+    span = f"{one.length.min():.0f} to {one.length.max():.0f} tokens"
+    scores, sizes = passes[0]["metrics"], alone[0]["metrics"]
+    ratio = scores["large_pass_seconds"] / scores["small_pass_seconds"]
+    paper = tables.published("sanh2019", "3").query("metric == 'full_pass_seconds'").set_index("model").value
+    printed = float(paper["BERT-base"]) / float(paper["DistilBERT"])
     answer = (
-        f"DistilBERT has {1 - sides['small'] / sides['large']:.0%} fewer parameters than BERT-base. On one thread it "
-        f"is {one.times_as_fast.min():.2f} to {one.times_as_fast.max():.2f} times as fast for one row of "
-        f"{one.length.min():.0f} to {one.length.max():.0f} tokens, and a pass over STS-B's dev set takes "
-        f"{row.small_pass_seconds:.0f} s instead of {row.large_pass_seconds:.0f}: {ratio:.2f} times as fast, "
-        f"{1 - 1 / ratio:.0%} less time. From the paper's Table 3: {printed[0] / printed[1]:.2f} times."
+        f"DistilBERT has {1 - sizes['small_parameters'] / sizes['large_parameters']:.0%} fewer parameters than "
+        f"BERT-base. On one thread it is {one.times_as_fast.min():.2f} to {one.times_as_fast.max():.2f} times as fast "
+        f"for one row of {span}, and a pass over STS-B's dev set takes {scores['small_pass_seconds']:.0f} s instead of "
+        f"{scores['large_pass_seconds']:.0f}: {ratio:.2f} times as fast, {1 - 1 / ratio:.0%} less time. From the "
+        f"paper's Table 3: {printed:.2f} times."
     )
     caption = "Profile `laptop`, shapes of BERT-base and DistilBERT, one row at a time, median of paired ratios. "
-    return answer, _table(paces.by_length(lengths, "BERT-base", "DistilBERT"), caption + tables.data_note(own))
+    table = paces.by_length(paces.frame(lengths), "BERT-base", "DistilBERT")
+    return answer, _table(table, caption + tables.data_note(own))

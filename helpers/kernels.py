@@ -16,6 +16,9 @@ from multiprocessing.context import ForkServerProcess
 from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 
 RUNNER = ("ipykernel.kernelapp", "papermill", "helpers.publish")  # what a fork of the runner needs in any case
+# The slow part of a later import, by the module that makes it: of bitsandbytes here, which itself starts CUDA, and what
+# has started CUDA cannot be forked.
+LATER = {"helpers.quantization": "torch._inductor.compile_fx"}
 
 
 class WarmKernel(ForkServerProcess):
@@ -74,6 +77,10 @@ def keep_warm(modules: Iterable[str]) -> None:
     """Let every kernel that this process starts from now on have these modules imported; missing ones are left out."""
     # As ipykernel sets it; matplotlib looks when it is imported.
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking whether there is a GPU must not start CUDA
+    multiprocessing.set_start_method("forkserver", force=True)  # any other process of the runner may as well be one
+    modules = set(modules)
+    modules |= {later for module, later in LATER.items() if module in modules}
     multiprocessing.set_forkserver_preload([*RUNNER, *sorted(modules)])
     factory = KernelProvisionerFactory.instance()
     factory.provisioners["warm"] = EntryPoint("warm", f"{__name__}:WarmProvisioner", factory.GROUP_NAME)

@@ -1,6 +1,7 @@
 """Records of notebook 08 side by side: tables and sentences of a large model against a small one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,28 +20,30 @@ def frame(found: Sequence[dict]) -> pd.DataFrame:
 
 def by_length(rows: pd.DataFrame, large: str, small: str) -> pd.DataFrame:
     """A row a length and thread count: both models' milliseconds, and how many times as fast the small one is."""
-    made = {}
-    for row in rows[rows.run == 0].sort_values(["threads", "length"]).itertuples():
-        made[int(row.length), int(row.threads)] = {
+
+    def cells(row) -> dict[str, str]:
+        return {
             f"{large} p50, p95 (ms)": f"{row.large_latency_p50_ms:.2f}, {row.large_latency_p95_ms:.2f}",
             f"{small} p50, p95 (ms)": f"{row.small_latency_p50_ms:.2f}, {row.small_latency_p95_ms:.2f}",
             "times as fast": _ratio(row),
             "runs": f"{row.large_runs:.0f}, {row.small_runs:.0f}",
         }
-    return _table(made, ["tokens", "threads"])
+
+    return _by_threads(rows[rows.run == 0], "length", "tokens", cells)
 
 
 def by_batch(rows: pd.DataFrame, large: str, small: str) -> pd.DataFrame:
     """A row a batch and thread count: rows a second, and how many times as fast the small model is."""
-    made = {}
-    for row in rows.sort_values(["threads", "batch"]).itertuples():
-        made[int(row.batch), int(row.threads)] = {
+
+    def cells(row) -> dict[str, str]:
+        return {
             f"{large} (rows/s)": f"{row.large_samples_per_s:,.1f}",
             f"{small} (rows/s)": f"{row.small_samples_per_s:,.1f}",
             "times as fast": _ratio(row),
             "runs": f"{row.large_runs:.0f}, {row.small_runs:.0f}",
         }
-    return _table(made, ["rows", "threads"])
+
+    return _by_threads(rows, "batch", "rows", cells)
 
 
 def agreement(rows: pd.DataFrame) -> pd.DataFrame:
@@ -81,11 +84,12 @@ def passes(rows: pd.DataFrame, large: str, small: str) -> pd.DataFrame:
 
 def gflops(rows: pd.DataFrame, large: str, small: str) -> pd.DataFrame:
     """A row a length and thread count: arithmetic per second of the models and of a plain product."""
-    made = {}
-    for row in rows.sort_values(["threads", "length"]).itertuples():
+
+    def cells(row) -> dict[str, str]:
         sides = {large: row.large_gflops, small: row.small_gflops, "plain product": row.product_gflops}
-        made[int(row.length), int(row.threads)] = {name: f"{value:.1f}" for name, value in sides.items()}
-    return _table(made, ["tokens", "threads"])
+        return {name: f"{value:.1f}" for name, value in sides.items()}
+
+    return _by_threads(rows, "length", "tokens", cells)
 
 
 def agreement_in_words(rows: pd.DataFrame, shortest: int = 64, longest: int = 256) -> str:
@@ -164,6 +168,14 @@ def _ratio(row) -> str:
 def _or_nothing(row, name: str) -> str:
     value = getattr(row, name, np.nan)
     return f"{value:.2f}" if np.isfinite(value) else tables.NOTHING
+
+
+def _by_threads(
+    rows: pd.DataFrame, column: str, name: str, cells: Callable[[NamedTuple], dict[str, str]]
+) -> pd.DataFrame:
+    """A row's cells for each thread count and value of the column, which `name` heads."""
+    ordered = rows.sort_values(["threads", column]).itertuples()
+    return _table({(int(getattr(row, column)), int(row.threads)): cells(row) for row in ordered}, [name, "threads"])
 
 
 def _table(made: dict, names: list[str]) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from . import InputError, compression, data, edge, finetuning, models, pruning, quantization, records
 from .profiles import Profile, Pruning, Recipe, as_settings
-from .variants import BASE, Variants
+from .variants import BASE, Variants, packages
 
 METHODS = {
     BASE: "whole model",
@@ -74,6 +74,11 @@ def label(variant: str) -> str:
     return METHODS[how.method].format(how.amount) + ", recovered" * how.recovered + ", int8" * how.int8
 
 
+def packages_of(variant: str) -> dict[str, str | None]:
+    """The versions of what makes a variant of this notebook: its 8 bits are ONNX Runtime's."""
+    return packages("onnx_int8" if way(variant).int8 else BASE)
+
+
 def take_away(model: PreTrainedModel, how: Way, importances: Callable[[str], tuple[Tensor, Tensor]]) -> None:
     """Prune a whole model in place; `importances(criterion)` of heads and of neurons, where they are needed."""
     if how.method == "weights":
@@ -111,6 +116,7 @@ class Pruned(Variants):
 
     def made_of(self, unit: dict) -> dict:
         made, how, own = super().made_of(unit), way(unit["variant"]), self.profile.pruning
+        made["packages"] = packages_of(unit["variant"])
         if how.method in ("taylor", "masked"):
             made["calibration_rows"] = own.calibration_rows
         if how.recovered:

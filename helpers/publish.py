@@ -5,7 +5,9 @@ import base64
 import functools
 import mimetypes
 import os
+from concurrent.futures import ProcessPoolExecutor
 from html import escape
+from itertools import repeat
 from pathlib import Path
 from string import Template
 from urllib.parse import unquote, urlsplit
@@ -86,16 +88,13 @@ def write_pages(workspace: Workspace) -> Path:
         except ValueError:  # cut off in the middle of writing; the next run makes it anew
             print(f"{path.name} is damaged and left out")
     names = list(notebooks)
-    for i, name in enumerate(names):
+    with ProcessPoolExecutor(min(len(names), os.cpu_count()) or 1) as pool:
+        bodies = list(pool.map(_body, notebooks.values(), repeat(names), repeat(workspace)))
+    for i, (name, body) in enumerate(zip(names, bodies, strict=True)):
         before = f'<a href="{names[i - 1]}.html">← {names[i - 1]}</a>' if i else "<span></span>"
         after = f'<a href="{names[i + 1]}.html">{names[i + 1]} →</a>' if i + 1 < len(names) else "<span></span>"
         links = f'{before}<a href="index.html">{workspace.results.name}</a>{after}'
-        _page(
-            workspace.report / f"{name}.html",
-            _title(notebooks[name], name),
-            links,
-            _body(notebooks[name], names, workspace),
-        )
+        _page(workspace.report / f"{name}.html", _title(notebooks[name], name), links, body)
     lines = [_index_line(notebooks[name], name) for name in names]
     title = f"The series, profile {workspace.results.name}"
     return _page(workspace.report / "index.html", title, "", f"<h1>{title}</h1>\n<ul>{''.join(lines)}</ul>")

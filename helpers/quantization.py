@@ -36,7 +36,7 @@ LABELS = {
     "bnb_fp4": "fp4 (bitsandbytes)",
     "bnb_fp4_double": "fp4, double (bitsandbytes)",
 }
-TORCHAO = "0.18"
+TORCHAO = "0.18"  # its tensors can be saved by safetensors from this version on
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KEPT = ("tokenizer*", "vocab.txt", "special_tokens_map.json", pruning.FILE)
 
@@ -97,7 +97,7 @@ def why_not(variant: str, cut: bool = False) -> str | None:
     if variant.startswith("bnb"):
         return why_no_bits(torch.device("cpu"), 8 if variant == "bnb_int8" else 4)
     if variant.startswith("torchao") and not is_torchao_available(TORCHAO):
-        return f"its tensors can be saved from torchao {TORCHAO} on, which is not installed here"
+        return f"its tensors can be saved by safetensors from torchao {TORCHAO} on, which is not installed here"
     if variant.startswith("torch_") and torch.backends.quantized.engine == "none":
         return "this build of PyTorch has no engine for quantized layers"
     return None

@@ -17,10 +17,8 @@ NEEDS = {"torchao": ("torchao",), "bnb": ("bitsandbytes",), "onnx": EDGE, "openv
 
 
 def packages(variant: str) -> dict[str, str | None]:
-    """The versions of what makes a variant; one that is pruned goes to ONNX Runtime for its 8 bits."""
-    start = variant.partition("_")[0]
-    pruned_int8 = start not in (*NEEDS, "torch") and variant.endswith("_int8")
-    names = ("torch", "transformers", *NEEDS.get("onnx" if pruned_int8 else start, ()))
+    """The versions of what makes a variant of notebook 06."""
+    names = ("torch", "transformers", *NEEDS.get(variant.partition("_")[0], ()))
     return {name: records.versions().get(name) for name in names}
 
 

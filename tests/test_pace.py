@@ -12,7 +12,7 @@ from transformers import (
     DistilBertModel,
 )
 
-from helpers import InputError, machine, models, pace, paces, profiles, records, speed, tables
+from helpers import InputError, generated, machine, models, pace, paces, profiles, records, speed, tables
 
 OWN = {"speed.lengths": [8], "speed.length": 16, "speed.batches": [3], "speed.depth_lengths": [8], "speed.rows": 12}
 
@@ -175,6 +175,25 @@ def test_tables_and_sentences_follow_the_records():
     assert "the time saved is 38% to 50%" in words
     many = paces.by_batch(paces.frame([latency(128, 0, 2.0, batch=4)]), "BERT", "DistilBERT")
     assert many.loc[4, "DistilBERT (rows/s)"] == "400.0"
+
+
+def test_the_readme_answers_once_every_length_was_timed():
+    where = {"data": [], "models": [], "cpu": "Xeon", "threads": 1, "versions": {"torch": "2.11"}}
+    lengths = profiles.load("laptop").speed.lengths
+    found = [latency(length, 0, 1.6) for length in lengths[:-1]]
+    found.append({"unit": {"text": "stsb", "threads": 1}})
+    found[-1]["metrics"] = {"large_pass_seconds": 60.0, "small_pass_seconds": 40.0}
+    found.append({"unit": {"alone": 3}, "metrics": {"large_parameters": 100.0, "small_parameters": 60.0}})
+    for record in found:
+        record["unit"]["pair"], record["provenance"] = "full", where
+    assert generated._speed(found) is None
+    whole = [*found, latency(lengths[-1], 0, 2.0) | {"provenance": where}]
+    whole[-1]["unit"]["pair"] = "full"
+    answer, table = generated._speed(whole)
+    assert "40% fewer parameters" in answer and "1.60 to 2.00 times as fast for one row of 8 to 512 tokens" in answer
+    assert "40 s instead of 60: 1.50 times as fast, 33% less time" in answer
+    assert answer.endswith("Table 3: 1.63 times.") and table.count("\n| ") > len(lengths)
+    assert generated._speed([record for record in whole if "alone" not in record["unit"]]) is None
 
 
 def test_the_processor_is_named_where_a_gpu_stands_idle():

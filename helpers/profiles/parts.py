@@ -22,6 +22,7 @@ Number = Annotated[float, Strict(), BeforeValidator(_read_number), Field(ge=0, a
 Share = Annotated[Number, Field(le=1)]
 Rate = Annotated[Number, Field(gt=0)]
 Below = Annotated[Number, Field(gt=0, lt=1)]  # a share that leaves something
+Length = Annotated[Positive, Field(le=512)]  # in tokens; no model here takes more
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -207,7 +208,7 @@ class Quantization:
     models: Models
     variants: list[str] | None = None  # None: all that can be had here
     threads: Positive = 1
-    length: Annotated[Positive, Field(le=512)] = 128  # tokens of the one row whose latency is timed
+    length: Length = 128  # of the one row whose latency is timed
     batch_size: Positive = 32
     isolated: list[str] | None = None  # variants whose memory and cold start are measured; None: all
     repeats: Positive = 3  # processes a variant
@@ -237,9 +238,6 @@ class Pruning:
     recovery: Recovery
     calibration_rows: Positive = 256  # training rows by which importance is judged
     isolated: list[str] | None = None  # variants whose memory and cold start are measured; None: all
-
-
-Length = Annotated[Positive, Field(le=512)]  # in tokens; no model here takes more
 
 
 @dataclass(frozen=True, config=STRICT)
