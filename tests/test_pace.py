@@ -178,7 +178,7 @@ def test_tables_and_sentences_follow_the_records():
 
 
 def test_the_readme_answers_once_every_length_was_timed():
-    where = {"data": [], "models": [], "cpu": "Xeon", "threads": 1, "versions": {"torch": "2.11"}}
+    where = {"data": [], "models": [], "cpu": "Xeon", "threads": 1, "gpu": None, "versions": {"torch": "2.11"}}
     lengths = profiles.load("laptop").speed.lengths
     found = [latency(length, 0, 1.6) for length in lengths[:-1]]
     found.append({"unit": {"text": "stsb", "threads": 1}})
