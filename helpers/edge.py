@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -137,6 +138,26 @@ def only(folder: Path) -> Path:
     if len(found) != 1:
         raise InputError(f"{folder}: expected one exported model (*.onnx), found {len(found)}: export it first")
     return found[0]
+
+
+def operations(path: Path) -> list[str]:
+    """The kinds of an exported model's operations, in its own order."""
+    import onnx
+
+    return [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
+
+
+def weights(path: Path) -> list[tuple[str, tuple[int, ...], str, float]]:
+    """An exported model's weights, the largest first: name, shape, kind of number, and MB of 10^6 bytes."""
+    import onnx
+
+    stored = onnx.load(path).graph.initializer
+    kinds = [onnx.helper.tensor_dtype_to_np_dtype(one.data_type) for one in stored]
+    found = [
+        (one.name, tuple(one.dims), kind.name, math.prod(one.dims) * kind.itemsize / 1e6)
+        for one, kind in zip(stored, kinds, strict=True)
+    ]
+    return sorted(found, key=lambda one: -one[-1])
 
 
 def make(folder: Path, variant: str, tokenizer_from: Path, write: Callable[[Path], None]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from . import ROOT, answers, comparison, compression, language, paces, profiles, records, tables, tradeoffs
+from . import ROOT, answers, comparison, compression, deployments, language, paces, profiles, records, tables, tradeoffs
 from .downstream import unpack
 from .tables import NOTHING
 
@@ -22,6 +22,7 @@ def blocks() -> dict[str, str]:
         "06": ("quantization", _quantization),
         "07": ("pruning", _pruning),
         "08": ("speed", _speed),
+        "09": ("edge", _edge),
     }
     for number, (experiment, make) in makers.items():
         found = _committed(experiment)
@@ -232,3 +233,21 @@ def _speed(found: Sequence[dict]) -> tuple[str, str] | None:
     caption = "Profile `laptop`, shapes of BERT-base and DistilBERT, one row at a time, median of paired ratios. "
     table = paces.by_length(paces.frame(lengths), "BERT-base", "DistilBERT")
     return answer, _table(table, caption + tables.data_note(own))
+
+
+def _edge(found: Sequence[dict]) -> tuple[str, str] | None:
+    one = language.of(found, head="sst2", threads=1, format="onnx")
+    scores = {record["unit"]["variant"]: record["metrics"] for record in one}
+    names = {"fp32_int8": "8 bits", "taylor_50_recovered_int8": "half of heads and neurons cut and 8 bits"}
+    if not {"fp32", *names} <= scores.keys():
+        return None
+    base, parts = scores["fp32"], []
+    for name, words in names.items():
+        times, change = scores[name]["latency_times_as_fast"], 100 * (scores[name]["score"] - base["score"])
+        parts.append(
+            f"{words} leave {scores[name]['size_mb']:.1f} of {base['size_mb']:.1f} MB and {times:.1f} times the speed "
+            f"({change:+z.1f} points)"
+        )
+    answer = f"On SST-2, in ONNX Runtime on one thread, {'; '.join(parts)}. No phone was at hand."
+    caption = "Profile `laptop`, the student fine-tuned on SST-2. " + tables.data_note(one)
+    return answer, _table(deployments.table(found, "sst2", 1), caption)

@@ -44,6 +44,11 @@ class Way(NamedTuple):
         parts = [self.method, *amount] + ["recovered"] * self.recovered + ["int8"] * self.int8
         return "_".join(parts)
 
+    @property
+    def label(self) -> str:
+        """In words, as in tables and figures."""
+        return METHODS[self.method].format(self.amount) + ", recovered" * self.recovered + ", int8" * self.int8
+
 
 def way(variant: str) -> Way:
     """The parts of a variant's name.
@@ -68,10 +73,7 @@ def ways(own: Pruning) -> list[Way]:
 
 def label(variant: str) -> str:
     """What a variant of notebook 06 or 07 is called in tables and figures."""
-    if variant in compression.LABELS:  # the whole model's among them
-        return compression.LABELS[variant]
-    how = way(variant)
-    return METHODS[how.method].format(how.amount) + ", recovered" * how.recovered + ", int8" * how.int8
+    return compression.LABELS.get(variant) or way(variant).label  # the whole model's is among the former
 
 
 def packages_of(variant: str) -> dict[str, str | None]:

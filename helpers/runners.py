@@ -14,6 +14,7 @@ import numpy as np
 
 from . import InputError
 
+NAMES = ("input_ids", "attention_mask", "token_type_ids")
 Inputs = dict[str, np.ndarray]  # input_ids, attention_mask and, for a BERT, token_type_ids: int64 [batch, length]
 
 
@@ -21,11 +22,12 @@ class Runner(NamedTuple):
     """A model that is ready: called with inputs it gives logits in fp32 [batch, classes] or [batch, length, words].
 
     touch: read every page of its weights, so that all of them are in memory, and return their size in bytes (0 where
-    the runtime doesn't tell).
+    the runtime doesn't tell). inputs: the names of those it takes, in its own order; what else it is given is left out.
     """
 
     answer: Callable[[Inputs], np.ndarray]
     touch: Callable[[], int]
+    inputs: list[str]
 
     def __call__(self, inputs: Inputs) -> np.ndarray:
         return self.answer(inputs)
@@ -128,7 +130,7 @@ def _torch(folder: Path, threads: int, device: str) -> Runner:
             tensor.contiguous().view(-1).view(torch.uint8)[::4096].sum()  # a byte of each page
         return packed + sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
 
-    return Runner(run, touch)
+    return Runner(run, touch, [name for name in NAMES if name not in unwanted])
 
 
 def _onnx(folder: Path, threads: int) -> Runner:
@@ -148,7 +150,7 @@ def _onnx(folder: Path, threads: int) -> Runner:
         feed: dict[str, Any] = {name: inputs[name] for name in wanted}
         return session.run(None, feed)[0]
 
-    return Runner(run, lambda: 0)  # a session reads all of its weights when it starts
+    return Runner(run, lambda: 0, wanted)  # a session reads all of its weights when it starts
 
 
 def _openvino(folder: Path, threads: int) -> Runner:
@@ -163,4 +165,4 @@ def _openvino(folder: Path, threads: int) -> Runner:
     def run(inputs: Inputs) -> np.ndarray:
         return request.infer({name: inputs[name] for name in wanted})[compiled.output(0)].copy()
 
-    return Runner(run, lambda: 0)  # it packs all of its weights anew when it is compiled
+    return Runner(run, lambda: 0, wanted)  # it packs all of its weights anew when it is compiled

@@ -19,6 +19,7 @@ from .parts import (  # noqa: F401 (a part's name goes with its profile)
     Architecture,
     Corpus,
     Distillation,
+    Edge,
     Glue,
     Imdb,
     Padding,

@@ -257,6 +257,17 @@ class Speed:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Edge:
+    """The student exported for ONNX Runtime: notebook 09."""
+
+    variants: list[str]  # what is taken away first, as notebook 07 calls it; each is measured in 8 bits, too
+    threads: Annotated[list[Positive], Field(min_length=1)]
+    length: Length = 128  # of the one row whose latency is timed
+    blocks: Positive = 50  # of held-out text, on which masked words are guessed
+    repeats: Positive = 3  # processes a model, for memory and cold start
+
+
+@dataclass(frozen=True, config=STRICT)
 class Profile:
     """All that a run of the series needs to know."""
 
@@ -275,6 +286,7 @@ class Profile:
     quantization: Quantization
     pruning: Pruning
     speed: Speed
+    edge: Edge
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     threads: Positive | None = None  # None: as many as torch takes, one a core

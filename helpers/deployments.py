@@ -1,0 +1,114 @@
+"""Records of notebook 09 side by side: exported models by format and threads, and a table of a phone's beside them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from . import downstream, metrics, pruned, significance, tables
+from .deployed import FORMATS, HEADS, TASK
+from .language import of
+from .variants import BASE
+
+MIB = 2**20 / 1e6  # MB
+
+
+def label(variant: str, kind: str) -> str:
+    """A row of a table: what was done to the model, and the format that it is in."""
+    return f"{pruned.way(variant).label} ({FORMATS[kind]})"
+
+
+def table(found: Sequence[dict], head: str, threads: int) -> pd.DataFrame:
+    """A row a variant and format on so many threads: size, latency, memory and cold start."""
+    rows = {}
+    for record in of(found, head=head, threads=threads):
+        scores, unit = record["metrics"], record["unit"]
+        shares = [scores.get(f"latency_{name}_ms", np.nan) for name in ("mean", "p50", "p90", "p99")]
+        row = {"size (MB)": f"{scores['size_mb']:,.1f}"}
+        row["mean, p50, p90, p99 (ms)"] = ", ".join(tables.NOTHING if np.isnan(v) else f"{v:.2f}" for v in shares)
+        ends = (scores[f"latency_times_as_fast{end}"] for end in ("", "_low", "_high"))
+        row["times as fast"] = "{:.2f} ({:.2f} to {:.2f})".format(*ends)
+        row["n"] = f"{scores['runs']:.0f}"
+        row["peak memory (MB)"] = f"{scores['peak_memory_mb']:,.0f}"
+        row["cold start (s)"] = f"{scores['cold_start_s']:.2f}"
+        rows[label(unit["variant"], unit["format"])] = row
+    return pd.DataFrame(rows).T.rename_axis(f"{HEADS[head]}, threads: {threads}")
+
+
+def answers(found: Sequence[dict], head: str) -> pd.DataFrame:
+    """A row a variant and format: how good its answers are, and how near to those of the PyTorch model."""
+    own = [record for record in of(found, head=head) if "score" in record["metrics"]]
+    base = next((r for r in own if (r["unit"]["variant"], r["unit"]["format"]) == (BASE, "onnx")), None)
+    rows = {}
+    for record in own:
+        scores, name = record["metrics"], label(record["unit"]["variant"], record["unit"]["format"])
+        rows[name] = {
+            "accuracy (%)" if head == TASK else "masked tokens right (%)": f"{100 * scores['score']:.1f}",
+            "p": tables.NOTHING if record is base or base is None else f"{p_value(record, base):.3f}",
+            "loss (nats)": f"{scores['loss']:.3f}",
+            "agrees with PyTorch's fp32 (%)": f"{100 * scores['agreement']:.1f}",
+            "largest difference of a logit": f"{scores['largest_difference']:.1g}",
+        }
+    return pd.DataFrame(rows).T.rename_axis(HEADS[head])
+
+
+def p_value(record: dict, reference: dict) -> float:
+    """Of the difference in accuracy between two records, by swapping their answers row by row."""
+    one, other = (downstream.unpack(r["details"]["predictions"])[None] for r in (record, reference))
+    truth = downstream.unpack(record["details"]["references"])
+    return significance.permutation_test(one, other, truth, _accuracy, rounds=2000)
+
+
+def _accuracy(guesses: np.ndarray, labels: np.ndarray) -> float:
+    return metrics.quick_score(TASK, guesses, labels)
+
+
+def relative(found: Sequence[dict], head: str, threads: int, kind: str = "onnx") -> pd.DataFrame:
+    """A row a variant: its latency and its size as a share of the whole fp32 model's, `latency`, with ends, and `size`.
+
+    From ratios that were measured in one run.
+    """
+    own = of(found, head=head, threads=threads, format=kind)
+    base = next((r["metrics"] for r in own if r["unit"]["variant"] == BASE), None)
+    rows = {}
+    for record in own if base else ():
+        scores = record["metrics"]
+        row = {f"latency{end}": 1 / scores[f"latency_times_as_fast{by}"] for end, by in _ENDS}
+        rows[record["unit"]["variant"]] = row | {"size": scores["size_mb"] / base["size_mb"]}
+    return pd.DataFrame(rows).T
+
+
+_ENDS = (("", ""), ("_low", "_high"), ("_high", "_low"))
+
+
+def published() -> pd.DataFrame:
+    """The table that was measured on Android's emulator: a row a variant, MB and milliseconds, and as shares."""
+    numbers = tables.published("reproducibility-extension-challenge", "android")
+    made = numbers.pivot_table(index="model", columns="metric", values="value", aggfunc="first", sort=False)
+    made = made.astype(float).assign(size_mb=lambda own: own.model_size.astype(float) * MIB)
+    whole = made.loc["baseline"]
+    return made.assign(latency=made.latency_p50 / whole.latency_p50, size=made.size_mb / whole.size_mb)
+
+
+def in_words(found: Sequence[dict], head: str, threads: int) -> str:
+    """What 8 bits, the format and pruning do, in sentences that follow the numbers whichever way they fall."""
+    own = {(r["unit"]["variant"], r["unit"]["format"]): r["metrics"] for r in of(found, head=head, threads=threads)}
+    if (BASE, "onnx") not in own:
+        return ""
+    base, says = own[BASE, "onnx"], []
+    for (variant, kind), scores in own.items():
+        if kind == "onnx" and variant != BASE:
+            times = scores["latency_times_as_fast"]
+            says.append(
+                f"- {pruned.way(variant).label}: {scores['size_mb'] / base['size_mb']:.0%} of the size, "
+                f"{times:.2f} times as fast"
+                + (f", accuracy {100 * (scores['score'] - base['score']):+z.1f} points." if "score" in scores else ".")
+            )
+    pairs = [(scores, own[variant, "ort"]) for (variant, kind), scores in own.items() if kind == "onnx"]
+    starts = np.median([ort["cold_start_s"] / onnx["cold_start_s"] for onnx, ort in pairs])
+    loads = np.median([ort["loading_s"] / onnx["loading_s"] for onnx, ort in pairs])
+    says.append(
+        f"- The mobile format, against ONNX: loading takes {loads:.2f} times as long, a cold start {starts:.2f} times "
+        f"(medians of {len(pairs)} models)."
+    )
+    return "\n".join(says)
