@@ -9,6 +9,7 @@ import torch
 from helpers import (
     InputError,
     data,
+    machine,
     metrics,
     models,
     perplexity,
@@ -23,6 +24,15 @@ from helpers import (
 
 pytestmark = pytest.mark.skipif("HF_ENDPOINT" not in os.environ, reason="HF_ENDPOINT is not set: no Hub to load from")
 FEW = {"corpus.train_blocks": 20, "corpus.heldout_blocks": 4, "corpus.curve_blocks": 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads():
+    """Models of real size gain by all cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(machine.usable_cores())
+    yield
+    torch.set_num_threads(before)
 
 
 def test_a_checkpoint_without_a_head_is_recognised_and_its_revision_known():

@@ -152,7 +152,7 @@ def test_fresh_measures_again(finished, tmp_path):
 
 def test_killed_in_mid_training_it_ends_with_the_same_records(tmp_path):
     """kill -9 while the student trains, then the same command again."""
-    settings = TINY | {"distillation.training.steps": 400, "distillation.variants": ["student"]}
+    settings = TINY | {"distillation.training.steps": 150, "distillation.variants": ["student"]}
     settings |= {"distillation.training.save_minutes": 0.0001}
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
 
