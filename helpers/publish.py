@@ -41,6 +41,8 @@ def tidy(copy: Path) -> None:
     own = notebook.metadata.pop("papermill", {})
     notebook.metadata["papermill"] = {key: own.get(key) for key in ("start_time", "duration", "exception")}
     for cell in notebook.cells:
+        if cell.cell_type == "code":  # a live widget is nothing without its kernel; its static twin stands beside it
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
     nbformat.write(notebook, copy)
@@ -122,9 +124,6 @@ def _index_line(notebook: nbformat.NotebookNode, name: str) -> str:
 
 def _body(notebook: nbformat.NotebookNode, names: list[str], workspace: Workspace) -> str:
     """The notebook as HTML, with nothing in it that would have to be fetched or run."""
-    for cell in notebook.cells:  # a page shows no live widget: its static twin stands beside it
-        if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
     html, _ = _exporter().from_notebook_node(notebook)
     soup = BeautifulSoup(html, "html.parser")
     for tag in soup.select("script, link, .prompt:empty"):

@@ -92,28 +92,27 @@ class Mistakes(Trial):
 
 
 class Redrawn(Trial):
-    """One unit: how far student and twin are apart when both read the same masks, and when each reads its own."""
+    """One unit: what fine-tuning changes when a model reads the same masks before and after, and when it does not."""
 
     DRAWS = 5
 
     @property
     def ready(self) -> list[dict]:
-        both = {"student", "twin"} <= set(self.there)
-        return [{"mistake": "masks redrawn", "model": "student", "text": "wikitext"}] if both else []
+        judged = next((name for name in reversed(JUDGED) if name in self.there), None)
+        return [{"mistake": "masks redrawn", "model": judged, "text": "wikitext"}] if judged else []
 
     def settings(self, unit: dict) -> dict:
-        starts = {name: self.stages.start_hash(name) for name in ("student", "twin")}
-        return super().settings(unit) | {"starts": starts, "rows": self.own.mistake_rows, "blocks": self.own.blocks}
+        made = self.stages.made_of({"model": unit["model"]} | self.stages.first["wikitext"])
+        return super().settings(unit) | made | {"rows": self.own.mistake_rows, "blocks": self.own.blocks}
 
     def measure(self, unit: dict) -> records.Measurement:
         text = self.stages.blocks(unit["text"])
-        pair = {name: self.stages.load({"model": name, "stage": "base"}) for name in ("student", "twin")}
+        pair = [self.stages.load({"model": unit["model"]} | self.stages.first[name]) for name in ("wikitext", "base")]
         maskings = [self.stages.masking(draw) for draw in range(self.DRAWS)]
-        found = mistakes.gaps(*pair.values(), text.blocks[: self.own.mistake_rows], self.tokenizer, maskings)
+        found = mistakes.gaps(*pair, text.blocks[: self.own.mistake_rows], self.tokenizer, maskings)
         scores = {f"gap_{name}": float(np.mean(gaps)) for name, gaps in found.items()}
         scores |= {f"gap_{name}_std": float(np.std(gaps, ddof=1)) for name, gaps in found.items()}
-        sources = [one for name, model in pair.items() for one in self.stages.sources({"model": name}, model)]
-        return records.Measurement(scores, [text.source], sources, {"gaps": found})
+        return records.Measurement(scores, [text.source], self.stages.sources(unit, pair[0]), {"gaps": found})
 
 
 class Throughput(Trial):

@@ -212,7 +212,8 @@ def test_the_executed_notebooks_can_be_read_anywhere(executed):
     for path in [*(executed / "results/mini/notebooks").glob("*.ipynb"), *committed]:
         notebook = nbformat.read(path, as_version=4)
         nbformat.validate(notebook)
-        assert "widgets" not in notebook.metadata and path.stat().st_size < 1_000_000
+        assert "widgets" not in notebook.metadata and "jupyter.widget-view" not in path.read_text(), path
+        assert path.stat().st_size < 1_000_000
         assert str(ROOT) not in path.read_text()
         errors = [o for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "error"]
         assert not errors, f"{path} is a copy of a run that failed"
