@@ -93,7 +93,7 @@ def ablation_in_words(changes: pd.DataFrame) -> str:
 def ahead(runs: dict[str, np.ndarray], truth: np.ndarray, score, one: str, other: str) -> str:
     """By how many points one model is ahead of another, and whether a paired test finds that clear."""
     p = comparison.significance.permutation_test(runs[one], runs[other], truth, score, rounds=300)
-    middle = [100 * float(np.median([score(seed, truth) for seed in runs[name]])) for name in (one, other)]
+    middle = [100 * float(np.median(score(runs[name], truth))) for name in (one, other)]
     sure = "clear" if p < SURE else "not clear"
     return f"{middle[0] - middle[1]:+z.1f} points, {sure} in a paired test (p = {p:.3f})"
 

@@ -92,13 +92,8 @@ class Emulated:
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers."""
         made = self.exported.made_of(unit)
-        return {
-            "version": VERSION,
-            "made": made,
-            "rows": ROWS[unit["head"]],
-            "core": CORE,
-            "cpu": records.cpu()["model"],
-        }
+        asked = {"rows": ROWS[unit["head"]], "core": CORE}
+        return {"version": VERSION, "made": made, **asked, "cpu": records.cpu()["model"]}
 
     def measure(self, unit: dict) -> records.Measurement:
         """How far the two processors' logits are apart, and whether they decide alike."""

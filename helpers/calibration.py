@@ -33,7 +33,11 @@ def quantize(source: Path, folder: Path, examples: Sequence[dict]) -> None:
 
     model = openvino.Core().read_model(edge.only(source))
     wanted = [given.any_name for given in model.inputs]
-    rows = nncf.Dataset(examples, lambda example: {name: np.asarray(example[name])[None] for name in wanted})
+
+    def feed(example: dict) -> dict[str, np.ndarray]:
+        return {name: np.asarray(example[name], dtype=np.int64)[None] for name in wanted}
+
+    rows = nncf.Dataset(examples, feed)
 
     def write(path: Path) -> None:
         logger = logging.getLogger("nncf")

@@ -193,7 +193,7 @@ def beside(
     `runs` and `score` as for `significance.resample`; p-values are of a paired permutation test.
     """
     drawn = significance.resample(runs, truth, score, replicates, np.random.default_rng(0))
-    middle = {name: 100 * float(np.median([score(p, truth) for p in seeds])) for name, seeds in runs.items()}
+    middle = {name: 100 * float(np.median(score(seeds, truth))) for name, seeds in runs.items()}
     rows = {}
     for name, seeds in runs.items():
         low, high = (100 * value for value in significance.interval(drawn[name]))
@@ -208,14 +208,21 @@ def beside(
     return pd.DataFrame(rows).T.rename_axis("model")
 
 
-def share_equal(guesses: np.ndarray, truth: np.ndarray) -> float:
-    """Accuracy."""
-    return float((guesses == truth).mean())
+@functools.cache  # a table and a sentence ask for the same
+def p_value(task: str, own: str, other: str, references: str) -> float:
+    """Of the difference in score between two models' packed answers, by swapping them row by row."""
+    answers, truth = [unpack(line)[None] for line in (own, other)], unpack(references)
+    return significance.permutation_test(*answers, truth, partial(metrics.quick_score, task), rounds=2000)
 
 
-def share_right(right: np.ndarray, _: np.ndarray) -> float:
-    """The score of runs that already say, row by row, how right each answer is (0 to 1)."""
-    return float(right.mean())
+def share_equal(guesses: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Accuracy, over the last axis."""
+    return (guesses == truth).mean(axis=-1)
+
+
+def share_right(right: np.ndarray, _: np.ndarray) -> np.ndarray:
+    """The score of runs that already say, row by row, how right each answer is (0 to 1): the mean of the last axis."""
+    return right.mean(axis=-1)
 
 
 def range_cell(middle: float, seeds: np.ndarray) -> str:

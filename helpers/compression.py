@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from . import InputError, calibration, edge, machine, quantization, records, speed
+from . import InputError, calibration, data, edge, machine, quantization, records, runners, speed
 from .distillation import heldout_losses
 from .pretraining import TEACHER, Pretraining
 from .profiles import Profile, as_settings
 from .variants import BASE, VERSION, Variants, packages
 
+BLOCKS = 400  # of held-out text, for the losses of each variant
 LABELS = {**quantization.LABELS, **edge.LABELS, **calibration.LABELS}
 
 
@@ -69,10 +71,28 @@ class Compression(Variants):
             calibration.quantize(self.folder(unit | {"variant": "onnx_fp32"}), folder, rows)
 
 
+class Exported(nn.Module):
+    """An exported masked language model as `models.predict` asks one: inputs, chosen → hidden states, logits."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, folder: Path, threads: int):
+        """`folder`: a model for ONNX Runtime or OpenVINO that gives its hidden states, too."""
+        super().__init__()
+        self.run = runners.load(folder, threads)
+
+    def forward(self, inputs: dict[str, Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Last hidden states [batch, length, width], and the chosen tokens' logits [tokens, vocabulary]."""
+        given = {name: values.numpy() for name, values in inputs.items()}
+        given["token_type_ids"] = np.zeros_like(given["input_ids"])
+        logits, hidden = map(torch.from_numpy, self.run.answer(given))
+        return hidden, logits[chosen]
+
+
 class Losses:
     """Units {"model", "variant"}: the three terms of the triple loss, of the pretrained student in every variant.
 
-    Held-out text, as in notebook 01. Variants for ONNX Runtime give no hidden states, and are left out.
+    On held-out text as in notebook 01, block by block: inputs that are quantized together share one scale.
     """
 
     experiment = "quantization"
@@ -86,12 +106,29 @@ class Losses:
     def variants(self) -> list[str]:
         """Those that can be had here."""
         wanted = dict.fromkeys([BASE, *(self.profile.quantization.variants or LABELS)])
-        wanted = [name for name in wanted if name in quantization.LABELS]
         return [name for name in wanted if not why_not(name)]
 
     def make(self, variant: str, folder: Path) -> None:
         """Make the variant of the pretrained student."""
-        quantization.save(variant, self.pretraining.checkpoint(self.unit), folder)
+        source = self.pretraining.checkpoint(self.unit)
+        if variant in quantization.LABELS:
+            quantization.save(variant, source, folder)
+            return
+        exported = folder if variant == "onnx_fp32" else folder.with_name("exported")
+        edge.export(quantization.load(source, torch.device("cpu")), source, exported, hidden=True)
+        if variant in calibration.LABELS:
+            texts = [block["input_ids"] for block in self.masked_blocks(calibration.ROWS)]
+            alike = [{"attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)} for ids in texts]
+            given = [{"input_ids": ids} | rest for ids, rest in zip(texts, alike, strict=True)]
+            calibration.quantize(exported, folder, given)
+        elif variant in edge.LABELS and folder != exported:
+            edge.quantize(exported, folder, "embeddings" in variant)
+
+    def masked_blocks(self, count: int) -> list[dict]:
+        """So many masked blocks of the training text, drawn once for all."""
+        tokenizer, text = self.pretraining.tokenizer, self.pretraining.text.blocks
+        masked = data.MaskedBlocks(text, data.Masking(tokenizer, self.profile.distillation.mask_rate))
+        return [masked[block] for block in np.random.default_rng(0).permutation(len(text))[:count]]
 
     @property
     def ready(self) -> list[dict]:
@@ -107,8 +144,7 @@ class Losses:
         made = {"version": VERSION, "model": self.pretraining.weights(self.unit)}
         made |= {"packages": packages(unit["variant"]), "flags": machine.telling_flags(), "device": "cpu"}
         corpus, recipe = as_settings(self.profile.corpus), as_settings(self.profile.distillation)
-        batch = recipe["training"]["batch_size"]  # which shares one scale of dynamic int8's inputs
-        recipe = {name: recipe[name] for name in ("positions", "mask_rate")} | {"batch_size": batch}
+        recipe = {name: recipe[name] for name in ("positions", "mask_rate")} | {"blocks": BLOCKS}
         return made | {"teacher": self.pretraining.weights(TEACHER), "corpus": corpus, "recipe": recipe}
 
     def measure(self, unit: dict) -> records.Measurement:
@@ -117,10 +153,13 @@ class Losses:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "variant"
             self.make(unit["variant"], folder)
-            model = quantization.load(folder, torch.device("cpu"))
+            if runners.runtime(folder) == "torch":
+                model = quantization.load(folder, torch.device("cpu"))
+            else:
+                model = Exported(folder, torch.get_num_threads())
             size = speed.size_mb(folder)
         corpus, text = self.profile.corpus, self.pretraining.text
-        blocks = text.heldout(corpus.heldout, corpus.heldout_blocks)
+        blocks = text.heldout(corpus.heldout, min(BLOCKS, corpus.heldout_blocks or BLOCKS))
         sides = model, self.pretraining.teacher.to("cpu"), blocks, self.profile.distillation
-        scores = heldout_losses(*sides, self.pretraining.tokenizer.pad_token_id) | {"size_mb": size}
+        scores = heldout_losses(*sides, self.pretraining.tokenizer.pad_token_id, batch_size=1) | {"size_mb": size}
         return records.Measurement(scores, text.sources, self.pretraining.sources(self.unit, plain), {})

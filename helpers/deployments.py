@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from . import downstream, metrics, pruned, significance, tables
+from . import comparison, pruned, tables
 from .deployed import FORMATS, HEADS, TASK
 from .language import of
 from .variants import BASE
 
 MIB = 2**20 / 1e6  # MB
+_ENDS = (("", ""), ("_low", "_high"), ("_high", "_low"))  # of a time, and of the speed that it is one over
 
 
 def label(variant: str, kind: str) -> str:
@@ -27,7 +28,7 @@ def table(found: Sequence[dict], head: str, threads: int) -> pd.DataFrame:
         row = {"size (MB)": f"{scores['size_mb']:,.1f}"}
         row["mean, p50, p90, p99 (ms)"] = ", ".join(tables.NOTHING if np.isnan(v) else f"{v:.2f}" for v in shares)
         ends = (scores[f"latency_times_as_fast{end}"] for end in ("", "_low", "_high"))
-        row["times as fast"] = "{:.2f} ({:.2f} to {:.2f})".format(*ends)
+        row["times as fast"] = tables.with_ends(*ends)
         row["n"] = f"{scores['runs']:.0f}"
         row["peak memory (MB)"] = f"{scores['peak_memory_mb']:,.0f}"
         row["cold start (s)"] = f"{scores['cold_start_s']:.2f}"
@@ -54,13 +55,8 @@ def answers(found: Sequence[dict], head: str) -> pd.DataFrame:
 
 def p_value(record: dict, reference: dict) -> float:
     """Of the difference in accuracy between two records, by swapping their answers row by row."""
-    one, other = (downstream.unpack(r["details"]["predictions"])[None] for r in (record, reference))
-    truth = downstream.unpack(record["details"]["references"])
-    return significance.permutation_test(one, other, truth, _accuracy, rounds=2000)
-
-
-def _accuracy(guesses: np.ndarray, labels: np.ndarray) -> float:
-    return metrics.quick_score(TASK, guesses, labels)
+    lines = [one["details"]["predictions"] for one in (record, reference)]
+    return comparison.p_value(TASK, *lines, record["details"]["references"])
 
 
 def relative(found: Sequence[dict], head: str, threads: int, kind: str = "onnx") -> pd.DataFrame:
@@ -76,9 +72,6 @@ def relative(found: Sequence[dict], head: str, threads: int, kind: str = "onnx")
         row = {f"latency{end}": 1 / scores[f"latency_times_as_fast{by}"] for end, by in _ENDS}
         rows[record["unit"]["variant"]] = row | {"size": scores["size_mb"] / base["size_mb"]}
     return pd.DataFrame(rows).T
-
-
-_ENDS = (("", ""), ("_low", "_high"), ("_high", "_low"))
 
 
 def published() -> pd.DataFrame:

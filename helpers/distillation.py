@@ -56,15 +56,13 @@ def loss_terms(
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     masked, real = batch["labels"] != data.IGNORED, batch["attention_mask"].bool()
     scored = real if teacher is not None and positions == "all" else masked
-    hidden = models.encode(student, **inputs)
-    logits = models.vocabulary_logits(student, hidden[scored])
+    hidden, logits = models.predict(student, inputs, scored)
     guesses, tokens = logits[masked[scored]], batch["labels"][masked]
     terms = {"masked_lm": masked_lm_loss(guesses, tokens)}
     terms["hits"] = (guesses.detach().argmax(-1) == tokens).sum()
     if teacher is not None:
         with torch.no_grad():  # inference_mode would forbid its tensors in the student's backward pass
-            teacher_hidden = models.encode(teacher, **inputs)
-            teacher_logits = models.vocabulary_logits(teacher, teacher_hidden[scored])
+            teacher_hidden, teacher_logits = models.predict(teacher, inputs, scored)
         terms["distillation"] = distillation_loss(logits, teacher_logits, temperature)
         terms["cosine"] = cosine_loss(hidden[real], teacher_hidden[real])
     return terms
@@ -85,16 +83,18 @@ def heldout_losses(
     blocks: data.MaskedBlocks,
     recipe: Distillation,
     pad_id: int,
+    batch_size: int | None = None,
 ) -> dict[str, float]:
     """All terms on held-out text, each the mean over its own positions, in fp32 with dropout off.
 
-    The distillation term is at temperature 1 here: plain KL to the teacher, in nats a token.
+    The distillation term is at temperature 1 here: plain KL to the teacher, in nats a token. `batch_size`: the recipe's
+    unless given.
     """
     training, on = student.training, student.device
     student.eval()
     sums: dict[str, float] = {}
     counts: dict[str, int] = {}
-    for batch in DataLoader(blocks, batch_size=recipe.training.batch_size, collate_fn=data.Padding(pad_id)):
+    for batch in DataLoader(blocks, batch_size or recipe.training.batch_size, collate_fn=data.Padding(pad_id)):
         moved = {name: values.to(on) for name, values in batch.items()}
         for name, value in loss_terms(student, teacher, moved, recipe.positions, temperature=1.0).items():
             sums[name] = sums.get(name, 0.0) + value.item()

@@ -25,22 +25,27 @@ LABELS = {
 }
 
 
-class _Logits(nn.Module):
+class _Outputs(nn.Module):
     """A model as a function of tensors alone, which is what can be exported."""
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, hidden: bool):
         super().__init__()
-        self.model = model
+        self.model, self.hidden = model, hidden
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits
+        given = {"input_ids": input_ids, "attention_mask": attention_mask} | types
+        found = self.model(**given, output_hidden_states=self.hidden)
+        return (found.logits, found.hidden_states[-1]) if self.hidden else (found.logits,)
 
 
-def export(model: PreTrainedModel, tokenizer_from: Path, folder: Path) -> None:
+def export(model: PreTrainedModel, tokenizer_from: Path, folder: Path, hidden: bool = False) -> None:
     """Export a model with free batch size and length to `folder`/model.onnx, in fp32, with its tokenizer.
 
-    A model that has been cut is exported as what is left of it.
+    It gives logits and, with `hidden`, its last hidden states. A model that has been cut is exported as what is left
+    of it.
 
     Raises:
         InputError: the model cannot be exported.
@@ -56,13 +61,13 @@ def export(model: PreTrainedModel, tokenizer_from: Path, folder: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                _Logits(model),
+                _Outputs(model, hidden),
                 example,
                 path,
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=inputs,
-                output_names=["logits"],
+                output_names=["logits"] + ["last_hidden_state"] * hidden,
                 dynamic_shapes=tuple(free for _ in inputs),
                 external_data=False,
                 verbose=False,

@@ -41,7 +41,8 @@ HELDOUT = {
 
 def style() -> None:
     """The series' look: set once in a notebook."""
-    sns.set_theme(style="whitegrid", palette="colorblind", rc={"figure.dpi": 110, "savefig.dpi": 150})
+    room = {f"figure.constrained_layout.{side}": 0.08 for side in ("w_pad", "h_pad")}  # inches around each panel
+    sns.set_theme(style="whitegrid", palette="colorblind", rc={"figure.dpi": 110, "savefig.dpi": 150} | room)
     plt.rcParams.update(
         {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titleweight": "bold"}
         | {"axes.labelsize": 10, "legend.frameon": False, "legend.fontsize": 9, "grid.alpha": 0.4}
@@ -52,6 +53,9 @@ def show(space: Workspace, name: str, figure: Figure, caption: str) -> None:
     """Keep a figure as figures/<profile>/<name>.png and display it with its caption, which is its alt text too."""
     space.figures.mkdir(parents=True, exist_ok=True)
     picture = BytesIO()
+    if engine := figure.get_layout_engine():  # lay out once: to save a figure that still has its engine draws it twice
+        engine.execute(figure)
+        figure.set_layout_engine("none")
     figure.savefig(picture, format="png", metadata={"Description": caption, "Software": None})
     plt.close(figure)
     Path(space.figures / f"{name}.png").write_bytes(picture.getvalue())

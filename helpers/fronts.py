@@ -50,8 +50,7 @@ def steps(points: pd.DataFrame, cost: str, xlabel: str, ylabel: str) -> Figure:
     columns = min(4, len(there))
     lines = -(-len(there) // columns)
     shape = {"figsize": (11, 0.5 + 2.4 * lines), "squeeze": False, "sharex": True, "sharey": True}
-    figure, panels = plt.subplots(lines, columns, **shape)
-    figure.subplots_adjust(0.07, 0.5 / (0.5 + 2.4 * lines) + 0.03, 0.99, 0.93, 0.08, 0.2)  # what "constrained" finds
+    figure, panels = plt.subplots(lines, columns, layout="constrained", **shape)
     for number, axes in enumerate(panels.flat):
         axes.set_visible(number < len(there))
         if number < len(there):

@@ -238,7 +238,7 @@ def speeds(record: dict) -> pd.DataFrame:
         times = [scores[f"times_as_fast_{label}{end}"] for end in ("", "_low", "_high")]
         row = {"samples/s": f"{scores[f'samples_per_s_{label}']:,.1f}"}
         row["tokens/s"] = f"{scores[f'tokens_per_s_{label}']:,.0f}"
-        row["times as fast as pretrained"] = "–" if stage == "base" else "{:.2f} ({:.2f} to {:.2f})".format(*times)
+        row["times as fast as pretrained"] = "–" if stage == "base" else tables.with_ends(*times)
         rows[f"{tables.MODELS[model]}, {STAGES[stage]}"] = row
     return pd.DataFrame(rows).T.rename_axis("model")
 

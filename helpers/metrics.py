@@ -66,26 +66,35 @@ def _correlation(measure, predictions: np.ndarray, references: np.ndarray) -> fl
 FORMULAS = {formula.__name__: formula for formula in (accuracy, f1, matthews_correlation, pearson, spearman)}
 
 
-def quick_score(task: str, predictions: np.ndarray, references: np.ndarray) -> float:
-    """`task_score` of predictions against references [rows], from counts, for the many resamples of a bootstrap.
+def quick_score(task: str, predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """`task_score` of predictions [..., rows] against references that broadcast with them: [...].
 
-    scikit-learn checks its input thoroughly, which takes longer than the arithmetic; a test holds both equal.
+    From counts, for the many resamples of a bootstrap: scikit-learn takes one at a time and checks its input
+    thoroughly, which takes longer than the arithmetic; a test holds both equal.
     """
     if task == "stsb":
-        if np.ptp(predictions) == 0 or np.ptp(references) == 0:
-            return 0.0
-        ranks = stats.rankdata([predictions, references], axis=1)
-        return float(np.mean([np.corrcoef(predictions, references)[0, 1], np.corrcoef(ranks)[0, 1]]))
-    right = np.mean(predictions == references)
+        ranks = [stats.rankdata(values, axis=-1) for values in (predictions, references)]
+        return (_quick_correlation(predictions, references) + _quick_correlation(*ranks)) / 2
+    right = np.mean(predictions == references, axis=-1)
     if GLUE[task] == ("accuracy",):
-        return float(right)
-    tp = np.sum((predictions == 1) & (references == 1), dtype=float)
-    positive, true = np.sum(predictions == 1, dtype=float), np.sum(references == 1, dtype=float)
+        return right
+    tp = np.sum((predictions == 1) & (references == 1), axis=-1, dtype=float)
+    positive, true = (np.sum(values == 1, axis=-1, dtype=float) for values in (predictions, references))
     if task == "cola":  # Matthews' correlation
-        n = len(references)
-        spread = np.sqrt(positive * (n - positive) * true * (n - true))
-        return float((n * tp - positive * true) / spread) if spread else 0.0
-    return float((right + (2 * tp / (positive + true) if positive + true else 0.0)) / 2)
+        n = predictions.shape[-1]
+        return _share(n * tp - positive * true, np.sqrt(positive * (n - positive) * true * (n - true)))
+    return (right + _share(2 * tp, positive + true)) / 2
+
+
+def _quick_correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    told = (np.ptp(one, axis=-1) > 0) & (np.ptp(other, axis=-1) > 0)  # rounding would hide what is all alike
+    one, other = (values - values.mean(axis=-1, keepdims=True) for values in (one, other))
+    spread = np.sqrt(np.sum(one**2, axis=-1) * np.sum(other**2, axis=-1))
+    return _share(np.sum(one * other, axis=-1), np.where(told, spread, 0))
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.zeros(np.shape(part)), where=whole != 0)
 
 
 class GlueMetric(evaluate.Metric):

@@ -184,6 +184,17 @@ def vocabulary_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     return model.vocab_projector(model.vocab_layer_norm(model.activation(model.vocab_transform(hidden))))
 
 
+def predict(model: nn.Module, inputs: dict[str, Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """A masked language model's last hidden states [batch, length, width], and its logits [tokens, vocabulary].
+
+    `chosen` [batch, length] says of which tokens. A model that isn't transformers' is asked for both at once.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return model(inputs, chosen)
+    hidden = encode(model, **inputs)
+    return hidden, vocabulary_logits(model, hidden[chosen])
+
+
 def parameters(model: nn.Module) -> int:
     """Number of parameters, tied ones counted once."""
     return sum(p.numel() for p in model.parameters())

@@ -162,7 +162,7 @@ def depth_in_words(rows: pd.DataFrame, lengths: pd.DataFrame, large: str) -> str
 
 
 def _ratio(row) -> str:
-    return f"{row.times_as_fast:.2f} ({row.times_as_fast_low:.2f} to {row.times_as_fast_high:.2f})"
+    return tables.with_ends(row.times_as_fast, row.times_as_fast_low, row.times_as_fast_high)
 
 
 def _or_nothing(row, name: str) -> str:

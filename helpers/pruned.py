@@ -210,17 +210,19 @@ class KeepZeros(TrainerCallback):
 
 
 class Losses(compression.Losses):
-    """The pretrained student's losses with something taken away, as it is then and followed by PyTorch's 8 bits."""
+    """The pretrained student's losses with something taken away, as it is then and followed by 8 bits."""
 
     experiment = "pruning"
 
     @property
     def variants(self) -> list[str]:
         found = [Way(BASE), *ways(self.profile.pruning)]
-        return [one._replace(int8=int8).name for one in found for int8 in (False, True)]
+        bits = (False,) if edge.why_not() else (False, True)
+        return [one._replace(int8=int8).name for one in found for int8 in bits]
 
     def settings(self, unit: dict) -> dict:
-        return super().settings(unit) | {"calibration_rows": self.profile.pruning.calibration_rows}
+        own = {"packages": packages_of(unit["variant"]), "calibration_rows": self.profile.pruning.calibration_rows}
+        return super().settings(unit) | own
 
     def make(self, variant: str, folder: Path) -> None:
         source = self.pretraining.checkpoint(self.unit)
@@ -228,19 +230,19 @@ class Losses(compression.Losses):
             return super().make(variant, folder)
         how, model = way(variant), quantization.load(source, torch.device("cpu"))
         take_away(model, how, self.importances)
-        plain = folder.with_name("plain") if how.int8 else folder
-        pruning.save(model, self.pretraining.tokenizer, plain)
-        if how.int8:
-            quantization.save("torch_int8", plain, folder)
+        if not how.int8:
+            pruning.save(model, self.pretraining.tokenizer, folder)
+            return
+        edge.export(model, source, folder.with_name("exported"), hidden=True)
+        edge.quantize(folder.with_name("exported"), folder)
 
     @functools.cache  # noqa: B019 (there is one of it in a notebook)
     def importances(self, criterion: str) -> tuple[Tensor, Tensor]:
         """Of each head and each neuron of the pretrained student, by its own masked-LM loss."""
         whole = quantization.load(self.pretraining.checkpoint(self.unit), torch.device("cpu"))
-        tokenizer, rows = self.pretraining.tokenizer, self.profile.pruning.calibration_rows
-        masking = data.Masking(tokenizer, self.profile.distillation.mask_rate)
-        blocks = data.MaskedBlocks(self.pretraining.text.blocks, masking) if criterion == "taylor" else []
-        return judged(whole, criterion, blocks, rows, tokenizer.pad_token_id)
+        rows = self.profile.pruning.calibration_rows
+        blocks = self.masked_blocks(rows) if criterion == "taylor" else []
+        return judged(whole, criterion, blocks, rows, self.pretraining.tokenizer.pad_token_id)
 
 
 def judged(

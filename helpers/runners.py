@@ -21,16 +21,17 @@ Inputs = dict[str, np.ndarray]  # input_ids, attention_mask and, for a BERT, tok
 class Runner(NamedTuple):
     """A model that is ready: called with inputs it gives logits in fp32 [batch, classes] or [batch, length, words].
 
-    touch: read every page of its weights, so that all of them are in memory, and return their size in bytes (0 where
-    the runtime doesn't tell). inputs: the names of those it takes, in its own order; what else it is given is left out.
+    answer: all that it gives, the logits first. touch: read every page of its weights, so that all of them are in
+    memory, and return their size in bytes (0 where the runtime doesn't tell). inputs: the names of those it takes, in
+    its own order; what else it is given is left out.
     """
 
-    answer: Callable[[Inputs], np.ndarray]
+    answer: Callable[[Inputs], list[np.ndarray]]
     touch: Callable[[], int]
     inputs: list[str]
 
     def __call__(self, inputs: Inputs) -> np.ndarray:
-        return self.answer(inputs)
+        return self.answer(inputs)[0]
 
 
 def runtime(folder: Path) -> str:
@@ -119,9 +120,9 @@ def _torch(folder: Path, threads: int, device: str) -> Runner:
     unwanted = {"token_type_ids"} if model.config.model_type == "distilbert" else set()
 
     @torch.inference_mode()
-    def run(inputs: Inputs) -> np.ndarray:
+    def run(inputs: Inputs) -> list[np.ndarray]:
         given = {name: torch.from_numpy(values).to(device) for name, values in inputs.items() if name not in unwanted}
-        return model(**given).logits.float().cpu().numpy()
+        return [model(**given).logits.float().cpu().numpy()]
 
     def touch() -> int:
         stored = {tensor.data_ptr(): tensor.detach() for tensor in quantization.tensors_of(model)}  # tied ones once
@@ -146,9 +147,9 @@ def _onnx(folder: Path, threads: int) -> Runner:
         raise InputError(f"{path}: ONNX Runtime cannot load it: {next(iter(str(error).splitlines()), '')}") from None
     wanted: list[str] = [given.name for given in session.get_inputs()]
 
-    def run(inputs: Inputs) -> np.ndarray:
+    def run(inputs: Inputs) -> list[np.ndarray]:
         feed: dict[str, Any] = {name: inputs[name] for name in wanted}
-        return session.run(None, feed)[0]
+        return session.run(None, feed)
 
     return Runner(run, lambda: 0, wanted)  # a session reads all of its weights when it starts
 
@@ -162,7 +163,8 @@ def _openvino(folder: Path, threads: int) -> Runner:
     wanted = [given.any_name for given in compiled.inputs]
     request = compiled.create_infer_request()
 
-    def run(inputs: Inputs) -> np.ndarray:
-        return request.infer({name: inputs[name] for name in wanted})[compiled.output(0)].copy()
+    def run(inputs: Inputs) -> list[np.ndarray]:
+        found = request.infer({name: inputs[name] for name in wanted})
+        return [found[given].copy() for given in compiled.outputs]
 
     return Runner(run, lambda: 0, wanted)  # it packs all of its weights anew when it is compiled

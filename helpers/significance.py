@@ -1,10 +1,11 @@
 """How sure a comparison of two models is: bootstrap intervals over seeds and rows, and paired tests."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-Score = Callable[[np.ndarray, np.ndarray], float]  # of predictions against references, both [rows]
+Score = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of predictions [..., rows] against references: [...]
+AT_ONCE = 2_000_000  # predictions that are scored together, to bound memory
 
 
 def resample(
@@ -16,13 +17,17 @@ def resample(
     the same ones for every model, and then, for each model, seeds.
     """
     rows = len(references)
-    drawn = {model: np.empty(replicates) for model in runs}
+    chosen = np.empty((replicates, rows), dtype=int)
+    seeds = {model: np.empty((replicates, len(own)), dtype=int) for model, own in runs.items()}
     for replicate in range(replicates):
-        chosen = random.integers(rows, size=rows)
-        for model, predictions in runs.items():
-            scores = [score(seed[chosen], references[chosen]) for seed in predictions]
-            drawn[model][replicate] = np.median(random.choice(scores, len(scores)))
-    return drawn
+        chosen[replicate] = random.integers(rows, size=rows)
+        for drawn in seeds.values():
+            drawn[replicate] = random.integers(drawn.shape[1], size=drawn.shape[1])
+    truth, medians = references[chosen], {}
+    for model, own in runs.items():
+        scores = np.stack([score(predictions[chosen], truth) for predictions in own], axis=1)
+        medians[model] = np.median(np.take_along_axis(scores, seeds[model], axis=1), axis=1)
+    return medians
 
 
 def interval(values: np.ndarray, share: float = 0.95) -> tuple[float, float]:
@@ -50,11 +55,13 @@ def permutation_test(
     """
     random = np.random.default_rng(seed)
 
-    def gap(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> float:
-        return abs(np.median([score(p, references) for p in one]) - np.median([score(p, references) for p in other]))
+    def gap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return abs(np.median(score(one, references), axis=-1) - np.median(score(other, references), axis=-1))
 
-    seen, as_large = gap(first, second), 0
-    for _ in range(rounds):
-        swap = random.random(len(references)) < 0.5
-        as_large += gap(np.where(swap, second, first), np.where(swap, first, second)) >= seen - 1e-12
-    return (as_large + 1) / (rounds + 1)
+    seen, as_large, done = gap(first, second), 0, 0
+    while done < rounds:
+        count = min(rounds - done, max(1, AT_ONCE // first.size))
+        swap = random.random((count, 1, len(references))) < 0.5
+        as_large += np.sum(gap(np.where(swap, second, first), np.where(swap, first, second)) >= seen - 1e-12)
+        done += count
+    return float((as_large + 1) / (rounds + 1))

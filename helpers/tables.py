@@ -113,6 +113,11 @@ def cell(values: pd.Series, column: Column) -> str:
     return text if len(values) < 2 or scaled.std() == 0 else f"{text} ± {scaled.std():.{column.decimals}f}"
 
 
+def with_ends(middle: float, low: float, high: float) -> str:
+    """A ratio with the ends of its interval: "2.01 (1.98 to 2.05)"."""
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
 class Shown:
     """A table with its caption, which Jupyter shows as HTML and readers of the file as Markdown."""
 

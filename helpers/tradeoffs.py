@@ -1,13 +1,11 @@
 """Compressed variants side by side: what each costs in accuracy and buys in size, memory and time."""
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from . import metrics, pruned, significance, tables
-from .downstream import unpack
+from . import comparison, pruned, tables
 from .language import of
 from .variants import BASE
 
@@ -50,17 +48,7 @@ def frame(found: Sequence[dict]) -> pd.DataFrame:
 def p_value(record: dict, reference: dict) -> float:
     """Of the difference in score between a variant and fp32, by swapping their answers row by row."""
     lines = [one["details"]["predictions"] for one in (record, reference)]
-    return _p_value(record["unit"]["task"], *lines, record["details"]["references"])
-
-
-@functools.cache  # a table and a sentence ask for the same
-def _p_value(task: str, own: str, other: str, references: str) -> float:
-    answers, truth = [unpack(line)[None] for line in (own, other)], unpack(references)
-
-    def score(guesses: np.ndarray, references: np.ndarray) -> float:
-        return metrics.quick_score(task, guesses, references)
-
-    return significance.permutation_test(*answers, truth, score, rounds=2000)
+    return comparison.p_value(record["unit"]["task"], *lines, record["details"]["references"])
 
 
 def table(found: Sequence[dict], task: str, model: str, missing: dict[str, str]) -> pd.DataFrame:
@@ -144,7 +132,7 @@ def _number(scores: dict, metric: str, decimals: int) -> str:
 
 
 def _ratio(scores: dict, what: str) -> str:
-    return "{:.2f} ({:.2f} to {:.2f})".format(*(scores[f"{what}_times_as_fast{end}"] for end in ("", "_low", "_high")))
+    return tables.with_ends(*(scores[f"{what}_times_as_fast{end}"] for end in ("", "_low", "_high")))
 
 
 def front(points: pd.DataFrame, cost: str, gain: str = "score") -> pd.DataFrame:

@@ -10,7 +10,7 @@ from transformers import (
     DistilBertForSequenceClassification,
 )
 
-from helpers import InputError, calibration, compression, edge, pruning, records, runners, speed, students
+from helpers import InputError, calibration, compression, edge, models, pruning, records, runners, speed, students
 
 
 def make(kind: str):
@@ -43,6 +43,20 @@ def answer(model, given) -> np.ndarray:
     names = ("input_ids", "attention_mask") + (("token_type_ids",) if model.config.model_type == "bert" else ())
     with torch.no_grad():
         return model(**{name: torch.from_numpy(given[name]) for name in names}).logits.numpy()
+
+
+def test_an_exported_language_model_gives_its_hidden_states_too(tmp_path):
+    """In the place of a PyTorch one: at the chosen tokens its logits, and all of its last hidden states."""
+    model, given = make("masked_lm"), {name: torch.from_numpy(values) for name, values in inputs(3, 21).items()}
+    del given["token_type_ids"]
+    edge.export(model, tmp_path, tmp_path / "both", hidden=True)
+    chosen = torch.rand(3, 21, generator=torch.Generator().manual_seed(0)) < 0.3
+    with torch.no_grad():
+        hidden, logits = models.predict(model, given, chosen)
+    ours = models.predict(compression.Exported(tmp_path / "both", threads=1), given, chosen)
+    for one, other in zip(ours, (hidden, logits), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+    assert len(logits) == chosen.sum() and hidden.shape == (3, 21, 128)
 
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "masked_lm"])

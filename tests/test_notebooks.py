@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from bs4 import BeautifulSoup
 
-from helpers import REPOSITORY, ROOT, compression, profiles, quantization, records, series
+from helpers import REPOSITORY, ROOT, compression, profiles, records, series
 
 SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -85,7 +85,7 @@ def test_the_series_makes_records_tables_and_figures(executed):
     expected = {"distillation": 10, "ablation": 4 + 4 * 2, "glue": 9 * 4 * 2, "imdb": 3 + 1, "squad": 4}
     expected["speed"] = 1 + 2 + 10  # padding; scoring and reading; large against small
     here = [name for name in compression.LABELS if not compression.why_not(name)]
-    expected["quantization"] = len(here) + len([name for name in here if name in quantization.LABELS])  # and losses
+    expected["quantization"] = 2 * len(here)  # the variants; the losses
     expected["pruning"] = (1 + 1 + 3 + 1 + 1 + 2 + 3) + 2 * (1 + 1 + 3 + 1)  # the variants; the losses
     expected["edge"] = 2 * 2 * 2 * 2  # heads, pruned or not, in 8 bits or not, formats
     # The grid; the mistakes, most of them at three stages, on two texts.
@@ -234,7 +234,7 @@ def test_a_second_run_measures_nothing_again(executed):
     done = run_series(executed)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nothing measured again" in done.stdout
-    assert time.monotonic() - start < 9 * len(SOURCES), "100 seconds are allowed for the eleven of the whole series"
+    assert time.monotonic() - start < 60
     assert {path: path.stat().st_mtime_ns for path in (executed / "results/mini/records").rglob("*.json")} == before
 
 
