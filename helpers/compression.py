@@ -19,7 +19,7 @@ LABELS = {**quantization.LABELS, **edge.LABELS, **calibration.LABELS}
 
 
 def why_not(variant: str) -> str | None:
-    """Why a quantized variant cannot be had here, or would only be emulated; None if it can."""
+    """Why a quantized variant cannot be had on the processor here, or would only be emulated; None if it can."""
     if variant in quantization.DTYPES and variant not in machine.processor_precisions():
         return f"this processor has no instructions for {variant}: it would unpack each number, and gain nothing"
     if variant in quantization.LABELS:
@@ -46,8 +46,15 @@ class Compression(Variants):
         self.variants = list(dict.fromkeys([BASE, *wanted]))
 
     @functools.cache  # noqa: B019 (there is one of it in a notebook)
-    def why_not(self, variant: str) -> str | None:
-        return why_not(variant)
+    def why_not(self, variant: str, device: str = "cpu") -> str | None:
+        if device == "cpu":
+            return why_not(variant)
+        if variant in quantization.DTYPES:
+            real = machine.hardware_precisions(self.profile)
+            return None if variant in real else f"this GPU has no {variant} in hardware"
+        if variant.startswith("bnb"):
+            return quantization.why_no_bits(torch.device(device), 8 if variant == "bnb_int8" else 4)
+        return "for processors"
 
     def label(self, variant: str) -> str:
         return LABELS[variant]

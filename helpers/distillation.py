@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
 from . import InputError, data, models
 from .profiles import Distillation, Training
-from .training import Report, Watch, arguments, last_checkpoint
+from .training import InParts, Report, Watch, arguments, last_checkpoint, run
 
 
 def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -107,7 +107,7 @@ def heldout_losses(
     return losses | {"masked_token_accuracy": means["hits"]}
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(InParts):
     """Minimises the weighted sum of the three terms; without a teacher, the masked-LM loss alone.
 
     Each term is averaged over its own tokens of the whole accumulation window, so how a step's blocks are split into
@@ -161,13 +161,18 @@ class DistillationTrainer(Trainer):
             eval_steps=max(1, stage.steps // max(stage.evaluations, 1)),
         )
         args._n_gpu = min(args.n_gpu, 1)  # DataParallel would call the model's forward, which this loss doesn't use
-        self.sums: dict[str, Tensor] = {}
-        self.started: float | None = None
         callbacks = [Report(), Watch(stage.save_minutes)]
         super().__init__(student, args, train_dataset=blocks, eval_dataset=heldout, callbacks=callbacks)
         self.remove_callback(PrinterCallback)
         # Tells Trainer that the loss comes averaged over the accumulation window: it must not divide it once more.
         self.compute_loss_func = self.compute_loss
+
+    def train(self, *given, **named):
+        """Trainer's, with nothing left of a run that was broken off."""
+        self.sums: dict[str, Tensor] = {}
+        self.started: float | None = None
+        self.logged: int | None = None
+        return super().train(*given, **named)
 
     def get_train_dataloader(self) -> DataLoader:
         """The blocks in their own order, which a resumed run meets again."""
@@ -201,12 +206,13 @@ class DistillationTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's, with each term, tokens and seconds since the last line."""
         if "loss" in logs:
-            steps = self.state.global_step - getattr(self, "logged", self.state.global_step - self.args.logging_steps)
+            steps = self.args.logging_steps if self.logged is None else self.state.global_step - self.logged
             self.logged = self.state.global_step
             sums = {name: value.item() for name, value in self.sums.items()}
             self.sums = {}
             logs |= {name: total if name == "tokens" else total / steps for name, total in sums.items()}
             logs["seconds"] = time.perf_counter() - self.started
+            logs |= {"batch_parts": self.parts} if self.parts > 1 else {}
             self.started = None  # the next step's first batch starts the clock, after any evaluation or checkpoint
         super().log(logs, start_time)
 
@@ -222,5 +228,5 @@ def train(trainer: DistillationTrainer) -> list[dict]:
     """Train to the end, from the last whole checkpoint if a run was cut off; the log, a line each few steps."""
     last = last_checkpoint(Path(trainer.args.output_dir))
     trainer.args.eval_on_start = last is None and trainer.stage.evaluations > 0
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    run(trainer)
     return [line for line in trainer.state.log_history if "train_runtime" not in line]  # Trainer's own summary

@@ -15,14 +15,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
-    Trainer,
     TrainingArguments,
 )
 
-from . import InputError, data, quantization
+from . import InputError, data, quantization, training
 from .distillation import distillation_loss
 from .profiles import Recipe
-from .training import Report, Watch, arguments, last_checkpoint
+from .training import InParts, Report, Watch, arguments
 
 GUIDES = ("teacher_logits", "teacher_start", "teacher_end")  # what a teacher said of an example
 SAVE_MINUTES = 5.0
@@ -87,7 +86,7 @@ def guided_loss(outputs, batch: dict[str, Tensor], temperature: float) -> Tensor
     return sum(distillation_loss(*pair, temperature) / len(pair[0]) for pair in pairs) / len(pairs)
 
 
-class FineTuner(Trainer):
+class FineTuner(InParts):
     """Trainer on ready-made batches; where the examples carry a teacher's logits, half of the loss comes from them."""
 
     def __init__(
@@ -135,19 +134,19 @@ class FineTuner(Trainer):
         loss = outputs.loss
         if any(name in inputs for name in GUIDES):
             loss = 0.5 * loss + 0.5 * guided_loss(outputs, inputs, self.temperature)
-        return (loss, outputs) if return_outputs else loss
+        return (self.share * loss, outputs) if return_outputs else self.share * loss
 
 
 def fine_tune(trainer: FineTuner) -> dict[str, float]:
     """Train to the end, from the last whole checkpoint if a run was cut off; what it cost.
 
     Returns:
-        training_minutes, examples_per_s and tokens_per_s (padding not counted) of what was trained now.
+        training_minutes, examples_per_s and tokens_per_s (padding not counted) of what was trained now; and
+        batch_parts, in how many parts the batches went through, if memory was too short for whole ones.
     """
-    last = last_checkpoint(Path(trainer.args.output_dir))
     start = time.perf_counter()
     gc.freeze()  # Trainer collects garbage when it starts: a quarter of a second, with all that is loaded here
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    last = training.run(trainer)
     gc.unfreeze()
     seconds = time.perf_counter() - start
     done = int(last.name.split("-")[1]) if last else 0
@@ -158,18 +157,30 @@ def fine_tune(trainer: FineTuner) -> dict[str, float]:
         "training_minutes": seconds / 60,
         "examples_per_s": len(rows) / seconds,
         "tokens_per_s": tokens / seconds,
-    }
+    } | ({"batch_parts": float(trainer.parts)} if trainer.parts > 1 else {})
 
 
-@torch.inference_mode()
 def predict(
     model: PreTrainedModel, examples: Sequence[dict], batch_size: int, pad_id: int
 ) -> list[dict[str, np.ndarray]]:
     """The model's logits for each example, in the examples' order, in fp32 with dropout off.
 
     {"logits": [classes]}, or {"start_logits": [tokens], "end_logits": [tokens]}. Examples of like length are put
-    together, the longest first, so that what doesn't fit into memory shows at once.
+    together, the longest first, so that what doesn't fit into memory shows at once: then batches get smaller.
     """
+    while True:
+        try:
+            return _predict(model, examples, batch_size, pad_id)
+        except torch.cuda.OutOfMemoryError as error:
+            if batch_size == 1:
+                raise InputError(f"{training.in_short(error)}, with one row at a time: free the GPU's memory") from None
+        batch_size //= 2
+
+
+@torch.inference_mode()
+def _predict(
+    model: PreTrainedModel, examples: Sequence[dict], batch_size: int, pad_id: int
+) -> list[dict[str, np.ndarray]]:
     model.eval()
     order = sorted(range(len(examples)), key=lambda row: -len(examples[row]["input_ids"]))
     padding, found = data.Padding(pad_id), [None] * len(examples)

@@ -192,7 +192,10 @@ def predict(model: nn.Module, inputs: dict[str, Tensor], chosen: Tensor) -> tupl
     if not isinstance(model, PreTrainedModel):
         return model(inputs, chosen)
     hidden = encode(model, **inputs)
-    return hidden, vocabulary_logits(model, hidden[chosen])
+    few = hidden[chosen]
+    if not len(few) and not torch.is_grad_enabled():  # torchao cannot multiply nothing by a matrix
+        return hidden, few.new_empty(0, model.config.vocab_size)
+    return hidden, vocabulary_logits(model, few)
 
 
 def parameters(model: nn.Module) -> int:

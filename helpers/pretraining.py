@@ -115,6 +115,8 @@ class Pretraining:
         if steps:
             seconds, tokens = sum(line["seconds"] for line in steps), sum(line["tokens"] for line in steps)
             metrics |= {"training_minutes": seconds / 60, "training_tokens": tokens, "tokens_per_s": tokens / seconds}
+            parts = max(line.get("batch_parts", 1) for line in steps)
+            metrics |= {"batch_parts": parts} if parts > 1 else {}  # memory was short
         details = {"curve": log, "checkpoint": self._hash(unit)}
         return records.Measurement(metrics, self.text.sources, self.sources(unit, model), details)
 
@@ -138,7 +140,7 @@ class Pretraining:
 
     def checkpoint(self, unit: dict) -> Path | None:
         """The folder of the unit's model, there or not; None for one that is used as it comes from the Hub."""
-        if unit["model"] == "released" or (unit == TEACHER and not self._stages(unit)):
+        if unit["model"] == "released" or (unit == TEACHER and not self.stages(unit)):
             return None
         return self.space.checkpoints / f"{records.slug(unit)}-{records.digest(self.settings(unit))}"
 
@@ -167,7 +169,7 @@ class Pretraining:
         student = students.untrained(teacher.config, len(self.layers), seed=0).to(self.device)
         model, guide = (teacher, None) if unit == TEACHER else (student, None if unit["model"] == "twin" else teacher)
         minutes = 0.0
-        for stage in self._stages(unit):
+        for stage in self.stages(unit):
             trial = dataclasses.replace(stage, steps=3, accumulation=1, evaluations=0)
             with tempfile.TemporaryDirectory() as folder:
                 log = self._run(unit, model, guide, None, trial, Path(folder))
@@ -175,15 +177,15 @@ class Pretraining:
             minutes += min(seconds) * stage.accumulation * stage.steps / 60
         return minutes
 
-    def _stages(self, unit: dict) -> list[Training]:
+    def stages(self, unit: dict) -> list[Training]:
+        """The trainings of the unit's model; none where it is used as it comes."""
         teacher = self.profile.teacher_training
         if unit == TEACHER:
             return [stage for stage in (teacher.head, teacher.whole) if stage and stage.steps]
         return [] if unit["model"] == "released" else [self.recipe.training]
 
     def _train(self, unit: dict, folder: Path) -> tuple[PreTrainedModel, list[dict]]:
-        name, log = unit["model"], []
-        teacher = None if unit == TEACHER else self.teacher
+        name, log, teacher = unit["model"], [], None if unit == TEACHER else self.teacher
         if unit == TEACHER:
             model = self._untrained_teacher()
         elif name == "random":
@@ -191,7 +193,7 @@ class Pretraining:
         else:
             model = students.from_teacher(teacher, self.layers)
         model.to(self.device)
-        for number, stage in enumerate(self._stages(unit)):
+        for number, stage in enumerate(self.stages(unit)):
             head_alone = unit == TEACHER and stage is self.profile.teacher_training.head
             model.base_model.requires_grad_(not head_alone)
             guide = None if name == "twin" else teacher
@@ -215,12 +217,12 @@ class Pretraining:
     ) -> list[dict]:
         counts = self.text.counts if self.recipe.mask_smoothing else None
         masking = data.Masking(self.tokenizer, self.recipe.mask_rate, self.recipe.mask_smoothing, counts, unit["seed"])
-        total = stage.steps * stage.batch_size * stage.accumulation
         every = 4 if unit["model"] == "quarter_text" else 1
+        total = stage.steps * stage.batch_size * stage.accumulation
         blocks = data.MaskedBlocks(self.text.blocks[::every], masking, total)
         curve = self.text.heldout(self.profile.corpus.heldout, self.profile.corpus.curve_blocks)
-        sides = guide, self._recipe(unit), stage, blocks, curve, reference
-        return train(DistillationTrainer(model, *sides, self._pad, folder, self.precision))
+        sides = guide, self._recipe(unit), stage, blocks, curve, reference, self._pad
+        return train(DistillationTrainer(model, *sides, folder, self.precision))
 
     def _untrained_teacher(self) -> PreTrainedModel:
         if self.profile.teacher_training.architecture:
@@ -234,12 +236,11 @@ class Pretraining:
     @property
     def teacher_config(self) -> PretrainedConfig:
         """The teacher's configuration, of which no weights are needed."""
-        shape = self.profile.teacher_training.architecture
-        return self._blank_teacher().config if shape else models.load_config(self.profile.teacher)
+        own = self.profile.teacher_training.architecture
+        return self._blank_teacher().config if own else models.load_config(self.profile.teacher)
 
     def _blank_teacher(self) -> PreTrainedModel:
-        shape = self.profile.teacher_training.architecture
-        if shape:
+        if shape := self.profile.teacher_training.architecture:
             return models.new_bert(shape, self.tokenizer, seed=0)
         return AutoModelForMaskedLM.from_config(models.load_config(self.profile.teacher), dtype=torch.float32)
 
@@ -283,7 +284,7 @@ class Pretraining:
         Raises:
             InputError: it has not been trained yet.
         """
-        if not self._stages(unit):
+        if not self.stages(unit):
             return self._revision(self.profile.teacher if unit == TEACHER else self.profile.released)
         if found := self._hash(unit):
             return found

@@ -113,8 +113,10 @@ class Pruned(Variants):
     def label(self, variant: str) -> str:
         return label(variant)
 
-    def why_not(self, variant: str) -> str | None:
-        return edge.why_not() if way(variant).int8 else None
+    def why_not(self, variant: str, device: str = "cpu") -> str | None:
+        if not way(variant).int8:
+            return None
+        return edge.why_not() if device == "cpu" else "for processors"
 
     def made_of(self, unit: dict) -> dict:
         made, how, own = super().made_of(unit), way(unit["variant"]), self.profile.pruning

@@ -42,6 +42,7 @@ PACKAGES = (
     "nncf",
 )
 CODE = ("helpers", "notebooks", "requirements.txt", "constraints.txt", "run_all.sh")  # what `commit` speaks of
+DRIVE = Path("/content/drive")  # where Colab mounts Google Drive
 RANDOM_REVISION = "0000000000"  # a revision that starts so holds weights drawn at random
 
 
@@ -49,10 +50,16 @@ class Workspace:
     """Where a run of `profile` keeps what it makes: under `store`, or the project's own folder.
 
     Runs on randomly drawn weights go to `<profile>-random`, so that they are never taken for the real thing.
+
+    Raises:
+        InputError: the store is on a Google Drive that is not mounted.
     """
 
     def __init__(self, profile: "Profile", store: str | None = None):
         root = Path(store) if store else ROOT
+        if root.is_relative_to(DRIVE) and not (DRIVE / "MyDrive").is_dir():
+            command = f"from google.colab import drive; drive.mount('{DRIVE}')"
+            raise InputError(f"store = {store!r}: Google Drive is not mounted; run `{command}` in a cell first")
         self.name = profile.name + ("-random" if _is_random(profile.teacher) else "")
         self.results = root / "results" / self.name
         self.records, self.tables = self.results / "records", self.results / "tables"
@@ -124,13 +131,22 @@ def read_record(path: Path) -> dict:
     Raises:
         InputError: the file is damaged.
     """
+    return parse(path.read_text(errors="replace"), str(path))
+
+
+def parse(text: str, name: str) -> dict:
+    """A record from its text; `name`: what to call it.
+
+    Raises:
+        InputError: it is damaged.
+    """
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(text)
         if {"experiment", "unit", "metrics", "settings", "provenance"} <= record.keys():
             return record
     except (ValueError, AttributeError):
         pass
-    raise InputError(f"{path}: not a whole record; delete it to have it measured again")
+    raise InputError(f"{name}: not a whole record; delete it to have it measured again")
 
 
 def write_whole(path: Path, text: str) -> None:

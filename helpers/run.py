@@ -17,7 +17,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from . import ROOT, InputError, profiles, publish, series
+from . import ROOT, InputError, archive, profiles, publish, series
 from .records import Workspace
 from .series import Notebook
 
@@ -180,8 +180,15 @@ def run(options: argparse.Namespace) -> int:
     """Check all that was asked for, then run it; the exit code."""
     if options.fill:
         return fill(options.check)
+    if options.repository:
+        print(*(series.move(options.repository) or ["it lives there already"]), sep="\n")
+        return 0
     if options.jobs < 1:
         raise InputError(f"--jobs {options.jobs}: expected 1 or more")
+    if options.unpack:
+        counts = archive.unpack(Path(options.unpack))
+        print(", ".join(f"{kind}: {count}" for kind, count in counts.items()))
+        return 0
     notebooks = series.select(options.only)
     overrides, parameters = series.sort_settings(options.set, notebooks)
     profile = profiles.load(options.profile, overrides)
@@ -189,6 +196,9 @@ def run(options: argparse.Namespace) -> int:
         os.environ["HF_HUB_OFFLINE"] = "1"  # the kernels inherit it; without, each failed call takes 23 s
     if options.download:
         return download(profile)
+    if options.pack:
+        print(os.path.relpath(archive.pack(Workspace(profile, parameters.get("store"))), ROOT))
+        return 0
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # not another kernel called python3, of the user's own
     os.chdir(ROOT)
     if sys.platform == "linux":
@@ -219,7 +229,10 @@ def main() -> int:
     add("--jobs", type=int, default=1, metavar="N", help="run up to N notebooks side by side")
     add("--fresh", action="store_true", help="measure again what has a record")
     add("--download", action="store_true", help="only fetch the profile's models and data sets")
+    add("--pack", action="store_true", help="only put the profile's records into one file, to be taken elsewhere")
+    add("--unpack", metavar="FILE", help="only bring in records that were packed elsewhere, as in Colab")
     add("--fill", action="store_true", help="only fill in what README and notebooks say of committed records")
+    add("--repository", metavar="OWNER/NAME", help="only write this address on GitHub into all badges and links")
     add("--check", action="store_true", help="with --fill: change nothing, and fail if something is stale")
     sys.stdout.reconfigure(line_buffering=True)  # so that in a log, lines and errors keep their order
     try:

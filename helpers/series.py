@@ -14,7 +14,7 @@ from typing import Any
 import nbformat
 import yaml
 
-from . import ROOT, InputError, profiles
+from . import REPOSITORY, ROOT, InputError, profiles
 
 NOTEBOOKS = ROOT / "notebooks"
 SET_BY_RUNNER = {"profile": "--profile", "fresh": "--fresh", "overrides": "--set and a key of the profile"}
@@ -64,6 +64,29 @@ def _imports(source: str) -> set[str]:
         if isinstance(line, ast.ImportFrom) and line.module:
             names |= {line.module} | {f"{line.module}.{alias.name}" for alias in line.names}
     return names
+
+
+def move(name: str) -> list[str]:
+    """Write where the project lives into every file that says so, badges and links; which ones those are.
+
+    Raises:
+        InputError: not of the form OWNER/NAME.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9](-?[A-Za-z0-9]){0,38}/[\w.-]{1,100}", name, re.ASCII) or name.endswith(".git"):
+        raise InputError(f"--repository {name}: expected OWNER/NAME, as in https://github.com/OWNER/NAME")
+    changed = []
+    executed = ROOT.glob("results/*/notebooks/*.ipynb")
+    for path in (
+        ROOT / "helpers/__init__.py",
+        ROOT / "README.md",
+        *sorted(NOTEBOOKS.glob("*.ipynb")),
+        *sorted(executed),
+    ):
+        text = path.read_text()
+        if REPOSITORY in text and name != REPOSITORY:
+            path.write_text(text.replace(REPOSITORY, name))
+            changed.append(str(path.relative_to(ROOT)))
+    return changed
 
 
 def select(only: str | None = None) -> list[Notebook]:

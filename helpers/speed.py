@@ -18,6 +18,7 @@ import numpy as np
 from . import ROOT, InputError
 
 T, R = TypeVar("T"), TypeVar("R")
+Timer = Callable[[Callable[[], object]], float]  # the seconds that a call takes
 
 
 class Rules(NamedTuple):
@@ -58,11 +59,33 @@ def interleaved(runs: Mapping[str, Callable[[T], R]], rounds: Iterable[T]) -> di
     return found
 
 
+def timed(call: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """The seconds that one call takes."""
+    start = clock()
+    call()
+    return clock() - start
+
+
+def timer(device: str) -> Timer:
+    """How calls are timed on a device: by the clock or, on a GPU, by its own events, to the end of all that it does."""
+    if device == "cpu":
+        return timed
+    import torch
+
+    def timed_on_gpu(call: Callable[[], object]) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    return timed_on_gpu
+
+
 def seconds(
-    runs: Mapping[str, Callable[[], object]],
-    rules: Rules,
-    warm_up: int = 2,
-    clock: Callable[[], float] = time.perf_counter,
+    runs: Mapping[str, Callable[[], object]], rules: Rules, warm_up: int = 2, timer: Timer = timed
 ) -> dict[str, list[float]]:
     """The seconds of every call of each run, interleaved, until each has enough of them by the rules.
 
@@ -90,21 +113,12 @@ def seconds(
         while not all(map(enough, taken.values())):
             names = [name for name, own in taken.items() if not spent(own)]
             for name in names if number % 2 == 0 else names[::-1]:
-                start = clock()
-                runs[name]()
-                taken[name].append(clock() - start)
+                taken[name].append(timer(runs[name]))
             number += 1
     finally:
         if collecting:
             gc.enable()
     return taken
-
-
-def timed(call: Callable[[], object]) -> float:
-    """The seconds that one call takes."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def latencies(taken: Sequence[float]) -> dict[str, float]:
@@ -134,10 +148,10 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> Ratio:
 
 
 def beside(
-    variant: Callable[[], object], reference: Callable[[], object], rules: Rules
+    variant: Callable[[], object], reference: Callable[[], object], rules: Rules, timer: Timer = timed
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
     """What a record says of a variant's latency, timed in turn with a reference, and the raw seconds of both."""
-    taken = seconds({"variant": variant, "reference": reference}, rules)
+    taken = seconds({"variant": variant, "reference": reference}, rules, timer=timer)
     found = latencies(taken["variant"])
     times = zip(("", "_low", "_high"), ratio(taken["reference"], taken["variant"]), strict=True)
     found |= {f"latency_times_as_fast{end}": value for end, value in times}
@@ -152,7 +166,7 @@ def size_mb(folder: Path) -> float:
     return sum(path.stat().st_size for path in set(weights)) / 1e6
 
 
-def alone(folder: Path, text: str, threads: int, timeout: float = 300.0) -> dict:
+def alone(folder: Path, text: str, threads: int, device: str = "cpu", timeout: float = 300.0) -> dict:
     """Load a model in a process of its own and ask it once: how long that takes from the process' start, and memory.
 
     Returns:
@@ -161,12 +175,13 @@ def alone(folder: Path, text: str, threads: int, timeout: float = 300.0) -> dict
         every weight has been read, less what was held before the model was loaded (weights are mapped from their file,
         and rows of embeddings that nobody asked for come last: first_peak_memory_mb is the peak of the first answer
         alone); of what stays after the answer, anonymous_mb and file_backed_mb; footprint_mb, the weights' own size in
-        memory, 0 where the runtime doesn't tell; logits, for a check.
+        memory, 0 where the runtime doesn't tell; logits, for a check; and, on a GPU, peak_gpu_memory_mb, the most that
+        was allocated there.
 
     Raises:
         InputError: the process failed, with its last line.
     """
-    command = [sys.executable, "-m", "helpers.probe", str(folder), text, str(threads), str(time.time())]
+    command = [sys.executable, "-m", "helpers.probe", str(folder), text, str(threads), device, str(time.time())]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:

@@ -63,6 +63,8 @@ def table(found: Sequence[dict], task: str, model: str, missing: dict[str, str])
         row["size (MB)"] = f"{scores['size_mb']:,.1f}"
         row["weights in memory (MB)"] = _number(scores, "footprint_mb", 1)
         row["peak memory (MB)"] = _number(scores, "peak_memory_mb", 0)
+        if "device" in record["unit"]:
+            row["… on the GPU (MB)"] = _number(scores, "peak_gpu_memory_mb", 0)
         row["latency p50, p95 (ms)"] = f"{scores['latency_p50_ms']:.1f}, {scores['latency_p95_ms']:.1f}"
         row["times as fast, one row"] = _ratio(scores, "latency")
         row["rows/s, batch"] = f"{scores['samples_per_s']:,.0f}"

@@ -1,5 +1,7 @@
-"""What all trainers of the series share: their plain arguments, progress, checkpoints by the clock, and resuming."""
+"""What all trainers of the series share: their plain arguments, progress, checkpoints by the clock, resuming, and
+batches that go through in parts where memory is short."""
 
+import gc
 import json
 import math
 import shutil
@@ -7,7 +9,8 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import TrainerCallback
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
 
 from . import InputError, sweep
 
@@ -30,6 +33,59 @@ def arguments(folder: Path, device: torch.device, precision: str, seed: int, ste
         "disable_tqdm": True,
         "dataloader_pin_memory": device.type == "cuda",
     }
+
+
+class InParts(Trainer):
+    """Trainer whose batches go through in `parts` pieces, which add up to the gradient of the whole batch.
+
+    A subclass' `compute_loss` weighs its loss by `share`, a piece's share of its batch, unless it is a sum anyway.
+    """
+
+    parts, share = 1, 1.0
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch=None) -> Tensor:
+        """Trainer's, piece by piece; the loss of the whole batch."""
+        rows = len(inputs["input_ids"])
+        size = -(-rows // self.parts)
+        losses = []
+        for start in range(0, rows, size):
+            piece = {name: values[start : start + size] for name, values in inputs.items()}
+            self.share = len(piece["input_ids"]) / rows
+            losses.append(super().training_step(model, piece, num_items_in_batch))
+        return torch.stack(losses).sum()
+
+
+def run(trainer: InParts) -> Path | None:
+    """Train to the end, from the last whole checkpoint if a run was cut off; which one that was.
+
+    Where a GPU's memory runs out, it goes on with batches in twice as many parts, from that checkpoint or the start:
+    the same batches, more slowly. `trainer.parts` tells how many there were.
+
+    Raises:
+        InputError: one row at a time is still too much.
+    """
+    start = {name: values.to("cpu", copy=True) for name, values in trainer.model.state_dict().items()}
+    while True:
+        last = last_checkpoint(Path(trainer.args.output_dir))
+        try:
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+            return last
+        except torch.cuda.OutOfMemoryError as error:
+            said = in_short(error)
+        if trainer.parts >= trainer.args.train_batch_size:
+            raise InputError(f"{said}, with one row at a time: free the GPU's memory")
+        trainer.parts *= 2
+        sweep.report(f"out of memory: batches go through in {trainer.parts} parts")
+        trainer.optimizer = trainer.lr_scheduler = None
+        trainer.model.zero_grad(set_to_none=True)
+        trainer.model.load_state_dict(start)
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def in_short(error: torch.cuda.OutOfMemoryError) -> str:
+    """What there was too little of, without the allocator's advice."""
+    return str(error).partition(". ")[0]
 
 
 class Watch(TrainerCallback):

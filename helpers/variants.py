@@ -23,7 +23,10 @@ def packages(variant: str) -> dict[str, str | None]:
 
 
 class Variants:
-    """Units {"task", "model", "variant"}, of the fine-tuned models that notebook 02 has kept."""
+    """Units {"task", "model", "variant"}, of the fine-tuned models that notebook 02 has kept.
+
+    They are measured on the processor and, where there is a GPU, once more on it: these have "device": "cuda".
+    """
 
     experiment: str
     variants: list[str]  # BASE first
@@ -33,11 +36,11 @@ class Variants:
         self.profile, self.space, self.fresh, self.own = profile, space, fresh, profile.quantization
         self.glue = glue.Glue(profile, space)
         self.made: set[Path] = set()  # variants made by this run
-        self.answers: dict[Path, np.ndarray] = {}  # fp32's logits on the dev set
+        self.answers: dict[tuple[Path, str], np.ndarray] = {}  # fp32's logits on the dev set
         self.tasks, self.models, self.apart = self.own.tasks, self.own.models, self.own.isolated
 
-    def why_not(self, variant: str) -> str | None:
-        """Why a variant cannot be had here; None if it can."""
+    def why_not(self, variant: str, device: str = "cpu") -> str | None:
+        """Why a variant cannot be had here, on this device; None if it can."""
         raise NotImplementedError
 
     def make(self, unit: dict, folder: Path) -> None:
@@ -52,12 +55,14 @@ class Variants:
     def units(self) -> list[dict]:
         """Every unit, the uncompressed model first."""
         names = [(task, model) for task in self.tasks for model in self.models]
-        return [{"task": task, "model": model, "variant": name} for task, model in names for name in self.variants]
+        found = [{"task": task, "model": model, "variant": name} for task, model in names for name in self.variants]
+        return found + [unit | {"device": "cuda"} for unit in found if self.glue.device.type == "cuda"]
 
     @property
     def ready(self) -> list[dict]:
         """The units whose model has been made, and whose variant can be had here."""
-        return [u for u in self.units if self.weights(u["task"], u["model"]) and not self.why_not(u["variant"])]
+        there = [unit for unit in self.units if self.weights(unit["task"], unit["model"])]
+        return [unit for unit in there if not self.why_not(unit["variant"], unit.get("device", "cpu"))]
 
     @property
     def missing(self) -> dict[str, str]:
@@ -81,9 +86,10 @@ class Variants:
         recipe = as_settings(self.glue.recipe(unit))
         how = {name: getattr(self.own, name) for name in ("threads", "length", "batch_size")}
         how |= {"rules": speed.rules(self.profile.name)._asdict(), "cpu": records.cpu()["model"]}
+        how |= {"gpu": torch.cuda.get_device_name(0)} if "device" in unit else {}
         how |= {"repeats": self.own.repeats if self.isolated(unit) else 0}
         rows = {name: recipe[name] for name in ("dev_rows", "length")}
-        return {"made": self.made_of(unit), "rows": rows, "device": "cpu"} | how
+        return {"made": self.made_of(unit), "rows": rows, "device": unit.get("device", "cpu")} | how
 
     def made_of(self, unit: dict) -> dict:
         """All that could change the variant itself."""
@@ -121,6 +127,7 @@ class Variants:
 
     def folder(self, unit: dict) -> Path:
         """Where the variant is kept: made now if it isn't there."""
+        unit = {name: value for name, value in unit.items() if name != "device"}
         name = f"{self.experiment}-{records.slug(unit)}-{records.digest(self.made_of(unit))}"
         folder = self.space.checkpoints / name
         if folder not in self.made and (self.fresh or not folder.is_dir()):
@@ -134,20 +141,20 @@ class Variants:
             return self._measured(unit)
 
     def _measured(self, unit: dict) -> records.Measurement:
-        folder, base = self.folder(unit), self.folder(unit | {"variant": BASE})
-        run, reference = (runners.load(one, self.own.threads) for one in (folder, base))
+        folder, base, device = self.folder(unit), self.folder(unit | {"variant": BASE}), unit.get("device", "cpu")
+        run, reference = (runners.load(one, self.own.threads, device) for one in (folder, base))
         examples, labels, source = self.glue.examples(unit["task"], "validation")
         logits = self.predict(run, examples)
-        if base not in self.answers:
-            self.answers[base] = logits if folder == base else self.predict(reference, examples)
-        full = self.answers[base]
+        if (base, device) not in self.answers:
+            self.answers[base, device] = logits if folder == base else self.predict(reference, examples)
+        full = self.answers[base, device]
         guesses, expected = logits.argmax(-1), full.argmax(-1)
         scores = metrics.GlueMetric(unit["task"]).compute(predictions=guesses, references=labels)
         scores |= {"score": metrics.task_score(unit["task"], scores), "agreement": float((guesses == expected).mean())}
         scores |= {"logit_error": float(np.abs(logits - full).mean()), "size_mb": speed.size_mb(folder)}
         if weights := run.touch():
             scores["footprint_mb"] = weights / 1e6
-        timed, taken = self.times(run, reference, examples)
+        timed, taken = self.times(run, reference, examples, speed.timer(device))
         alone, apart = self.alone(unit, folder, examples)
         details = {"predictions": downstream.pack(guesses), "references": downstream.pack(labels)}
         details |= {"seconds": taken, "alone": apart, "checkpoint": models.file_hash(folder)}
@@ -172,7 +179,7 @@ class Variants:
         return {name: values.numpy() for name, values in padded.items()}
 
     def times(
-        self, run: runners.Runner, reference: runners.Runner, examples: Sequence[dict]
+        self, run: runners.Runner, reference: runners.Runner, examples: Sequence[dict], timer: speed.Timer
     ) -> tuple[dict[str, float], dict[str, dict]]:
         """Latency of one row of `length` tokens, all of them real, and throughput of a batch of real rows, with fp32's.
 
@@ -185,8 +192,8 @@ class Variants:
         ordered = sorted(examples, key=lambda example: len(example["input_ids"]))
         middle = ordered[max(0, len(ordered) // 2 - self.own.batch_size // 2) :][: self.own.batch_size]
         many, rules = self.batch(middle), speed.rules(self.profile.name)
-        found, raw = speed.beside(lambda: run(one), lambda: reference(one), rules)
-        batched, raw_batched = speed.beside(lambda: run(many), lambda: reference(many), rules)
+        found, raw = speed.beside(lambda: run(one), lambda: reference(one), rules, timer)
+        batched, raw_batched = speed.beside(lambda: run(many), lambda: reference(many), rules, timer)
         rate = 1e3 / batched["latency_p50_ms"]
         tokens = sum(len(example["input_ids"]) for example in middle)
         found |= {"samples_per_s": len(middle) * rate, "tokens_per_s": tokens * rate}
@@ -205,6 +212,7 @@ class Variants:
         if not self.isolated(unit):
             return {}, []
         text = self.glue.pretraining.tokenizer.decode(examples[0]["input_ids"], skip_special_tokens=True)
-        every = [speed.alone(folder, text, self.own.threads) for _ in range(self.own.repeats)]
+        given = folder, text, self.own.threads, unit.get("device", "cpu")
+        every = [speed.alone(*given) for _ in range(self.own.repeats)]
         names = [name for name in every[0] if name not in ("logits", "footprint_mb")]
         return {name: float(np.median([one[name] for one in every])) for name in names}, every

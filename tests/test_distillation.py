@@ -100,7 +100,7 @@ def test_splitting_a_step_into_batches_changes_no_gradient(teacher, tokenizer, c
     """Blocks of unequal length make unequal batches, so averaging per batch would show."""
     recipe = dataclasses.replace(recipe, positions=positions)
     after = {}
-    for batch_size, accumulation in ((8, 1), (4, 2), (1, 8)):
+    for batch_size, accumulation, parts in ((8, 1, 1), (4, 2, 1), (1, 8, 1), (8, 1, 3)):  # parts: of one batch
         student = students.from_teacher(teacher, [0, 3])
         for module in student.modules():
             if isinstance(module, torch.nn.Dropout):
@@ -119,7 +119,7 @@ def test_splitting_a_step_into_batches_changes_no_gradient(teacher, tokenizer, c
             batch_size=batch_size,
             accumulation=accumulation,
         )
-        gradients = {}
+        trainer.parts, gradients = parts, {}
         trainer.optimizer, trainer.lr_scheduler = torch.optim.SGD(student.parameters(), lr=0.0), None
         trainer.create_scheduler(1, trainer.optimizer)
         trainer.optimizer.register_step_pre_hook(
@@ -127,12 +127,10 @@ def test_splitting_a_step_into_batches_changes_no_gradient(teacher, tokenizer, c
         )
         trainer.args.max_grad_norm = 0.0  # no clipping, which would hide a wrong scale
         trainer.train()
-        after[batch_size] = gradients | {"logged": torch.tensor(trainer.state.log_history[0]["loss"])}
-    for name, gradient in after[8].items():
-        for batch_size in (4, 1):
-            torch.testing.assert_close(
-                after[batch_size][name], gradient, atol=1e-5, rtol=1e-4, msg=f"{name} {batch_size}"
-            )
+        after[batch_size, parts] = gradients | {"logged": torch.tensor(trainer.state.log_history[0]["loss"])}
+    for name, gradient in after.pop((8, 1)).items():
+        for how, own in after.items():
+            torch.testing.assert_close(own[name], gradient, atol=1e-5, rtol=1e-4, msg=f"{name} {how}")
 
 
 def test_training_lowers_what_it_minimises(teacher, tokenizer, cut, recipe, tmp_path):

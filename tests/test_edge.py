@@ -96,6 +96,24 @@ def test_seven_bits_where_eight_overflow(flags, reduced, monkeypatch):
     assert edge.needs_reduced_range() is reduced
 
 
+@pytest.mark.parametrize(("flags", "largest"), [(["avx2", "avx512_vnni"], 127), (["avx2"], 64)])
+def test_eight_bits_have_a_scale_for_each_output_channel(flags, largest, tmp_path, monkeypatch):
+    """What is stored, read back: so many scales as columns, and seven bits where eight would overflow."""
+    import onnx
+
+    monkeypatch.setattr(records, "cpu", lambda: {"flags": flags, "model": "a cpu"})
+    edge.export(make("distilbert"), tmp_path, tmp_path / "fp32")
+    edge.quantize(tmp_path / "fp32", tmp_path / "int8")
+    stored = {
+        one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(tmp_path / "int8/model.onnx").graph.initializer
+    }
+    eight = {name: values for name, values in stored.items() if values.dtype == np.int8 and values.ndim == 2}
+    assert len(eight) == 2 * 6 + 2, "the matrices of two layers, and of the head"
+    for name, values in eight.items():
+        assert stored[name.replace("_quantized", "_scale")].shape == values.shape[1:], name
+        assert np.abs(values).max() == pytest.approx(largest, abs=1), name
+
+
 def test_bad_input_is_refused_in_one_line(tmp_path):
     with pytest.raises(InputError, match=r"expected one exported model \(\*.onnx\), found 0: export it first"):
         edge.quantize(tmp_path, tmp_path / "int8")

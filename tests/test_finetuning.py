@@ -185,6 +185,59 @@ def test_a_resumed_training_ends_with_the_same_weights(folder, pairs, tmp_path, 
         assert torch.equal(one, other)
 
 
+def without_dropout(model):
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def test_where_memory_runs_out_batches_go_through_in_parts(folder, pairs, tmp_path):
+    """From the start again, in twice as many parts and again, to the weights that whole batches lead to."""
+
+    def fine_tuned(most: int) -> tuple[dict, dict]:
+        model = without_dropout(models.load_with_head(AutoModelForSequenceClassification, folder, 0, num_labels=2))
+        trainer = make_trainer(model, pairs, tmp_path / str(most))
+        plain = trainer.compute_loss
+
+        def short_of_memory(model, inputs, *given, **named):
+            if trainer.state.global_step > 2 and len(inputs["labels"]) > most:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. See the manual.")
+            return plain(model, inputs, *given, **named)
+
+        trainer.compute_loss = short_of_memory
+        cost = finetuning.fine_tune(trainer)
+        assert trainer.state.global_step == len(trainer.rows)
+        return model.state_dict(), cost
+
+    (whole, cost), (parts, more) = fine_tuned(4), fine_tuned(1)
+    assert "batch_parts" not in cost and more["batch_parts"] == 4
+    for name, values in whole.items():
+        torch.testing.assert_close(parts[name], values, atol=1e-4, rtol=0, msg=name)
+    with pytest.raises(InputError, match="^CUDA out of memory, with one row at a time: free the GPU's memory$"):
+        fine_tuned(0)
+
+
+def test_predictions_take_smaller_batches_where_memory_runs_out(folder, pairs, monkeypatch):
+    model = models.load_with_head(AutoModelForSequenceClassification, folder, 0, num_labels=2).eval()
+    expected, sizes, plain = finetuning.predict(model, pairs, 8, 0), [], model.forward
+
+    def short_of_memory(input_ids, **given):
+        sizes.append(len(input_ids))
+        if len(input_ids) > most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return plain(input_ids=input_ids, **given)
+
+    monkeypatch.setattr(model, "forward", short_of_memory)
+    most = 3
+    for one, other in zip(finetuning.predict(model, pairs, 8, 0), expected, strict=True):
+        np.testing.assert_allclose(one["logits"], other["logits"], atol=1e-5)
+    assert sizes[:3] == [8, 4, 2] and set(sizes[3:]) == {2, 1}
+    most = 0
+    with pytest.raises(InputError, match="^CUDA out of memory, with one row at a time"):
+        finetuning.predict(model, pairs, 8, 0)
+
+
 def test_a_loss_that_turns_nan_stops_the_training(folder, pairs, tmp_path):
     recipe = dataclasses.replace(RECIPE, learning_rate=1e30, clip=1e30)
     model = models.load_with_head(AutoModelForSequenceClassification, folder, 0, num_labels=2)

@@ -1,10 +1,13 @@
 """The notebooks as their readers meet them: alike in anatomy, lean, and run end to end by the command."""
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
@@ -58,6 +61,67 @@ def test_the_parameters_are_flat_literals_with_a_comment_each(path):
 def test_the_set_up_cell_is_the_same_everywhere():
     assert len({tagged(path, "setup") for path in SOURCES}) == 1
     assert REPOSITORY in tagged(SOURCES[0], "setup")
+
+
+@pytest.fixture
+def moved(tmp_path) -> Path:
+    """A clone of the project that knows where it lives, as others find it; its notebooks and helpers are those here."""
+    clone = tmp_path / "github.com" / "someone" / "measured"
+    subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
+    for folder in ("notebooks", "helpers"):
+        shutil.copytree(ROOT / folder, clone / folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "helpers.run", "--repository", "someone/measured"]
+    done = subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "notebooks/00_start_here.ipynb" in done.stdout, done.stdout + done.stderr
+    return clone
+
+
+def test_the_project_can_move(moved):
+    sources = [
+        *moved.glob("*.md"),
+        *moved.rglob("helpers/*.py"),
+        *moved.glob("notebooks/*"),
+        *moved.glob("results/*/notebooks/*"),
+    ]
+    texts = {path: path.read_text() for path in sources}
+    assert not [path for path, text in texts.items() if REPOSITORY in text]
+    links = [path for path, text in texts.items() if "github/someone/measured/blob/main/notebooks/" in text]
+    assert {moved / "README.md", *moved.glob("notebooks/*.ipynb")} <= set(links)
+    command = [sys.executable, "-m", "helpers.run", "--repository"]
+    for wrong in ("someone", "some one/x", "https://github.com/a/b", "a-/b", "a/b.git", "a/b/c"):
+        done = subprocess.run([*command, wrong], cwd=moved, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2 and done.stderr.startswith("error: --repository"), wrong
+        assert done.stderr.count("\n") == 1 and "expected OWNER/NAME" in done.stderr
+    assert {path: path.read_text() for path in sources} == texts
+
+
+def set_up(source: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    """Run a set-up cell in a folder that is no clone; pip is replaced, and shows what it is asked for."""
+    (folder / "shim/pip").mkdir(parents=True, exist_ok=True)
+    (folder / "shim/pip/__main__.py").write_text("import sys; print('pip', *sys.argv[1:])")
+    script = source + "\nimport helpers; print('helpers of', helpers.ROOT)"
+    plain = os.environ | {"PYTHONPATH": str(folder / "shim")} | environment
+    pipes = {"capture_output": True, "text": True, "timeout": 60}
+    return subprocess.run([sys.executable, "-c", script], cwd=folder, env=plain, **pipes)
+
+
+def test_the_set_up_cell_fetches_the_project_and_leaves_torch_alone(moved, tmp_path):
+    """As in Colab: in an empty folder, the address standing for a local clone; and once more, with all of it there."""
+    place, home = tmp_path / "content", f"file://{tmp_path}/github.com/"
+    place.mkdir()
+    subprocess.run(
+        ["git", "-C", moved, "-c", "user.name=a", "-c", "user.email=b", "commit", "-qam", "moved"], check=True
+    )
+    instead = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.{home}.insteadOf"}
+    instead |= {"GIT_CONFIG_VALUE_0": "https://github.com/", "HF_HUB_OFFLINE": "1"}
+    cell = tagged(moved / "notebooks/01_pretraining_distillation.ipynb", "setup")
+    first, second = set_up(cell, place, **instead), set_up(cell, place, **instead)
+    assert first.returncode == 0, first.stderr
+    assert f"requirements.txt torch=={version('torch')} numpy=={version('numpy')}" in first.stdout
+    assert second.stdout == f"helpers of {place}/distilbert-remeasured\n" == first.stdout.partition("\n")[2]
+    unset = set_up(tagged(SOURCES[0], "setup"), tmp_path, **instead)
+    assert unset.returncode == 1 and unset.stderr.count("\n") == 1
+    assert "run ./run_all.sh --repository OWNER/NAME" in unset.stderr
 
 
 def test_links_between_notebooks_lead_to_the_series():

@@ -1,10 +1,24 @@
 """Variants with something taken away: their names, which there are, recovery that keeps zeros, and the full size."""
 
+from functools import partial
+
 import pytest
 import torch
 from transformers import DistilBertForSequenceClassification
 
-from helpers import InputError, edge, finetuning, fullsize, profiles, pruned, pruning, records, speed, students
+from helpers import (
+    InputError,
+    compression,
+    edge,
+    finetuning,
+    fullsize,
+    profiles,
+    pruned,
+    pruning,
+    records,
+    speed,
+    students,
+)
 from helpers.profiles import Recipe
 
 
@@ -70,6 +84,7 @@ def test_at_full_size(monkeypatch, tmp_path):
     monkeypatch.setattr(fullsize, "DistilBertConfig", lambda: whole(**small))
     profile = profiles.load("mini", {"quantization.full_size": True, "quantization.length": 16})
     names = ["fp32", "torch_int8", "random_50", "layers_1", "random_50_int8", "onnx_int8"]
+    names += [] if compression.why_not("openvino_int8") else ["openvino_int8"]
     experiment = fullsize.FullSize(profile, names)
     found = {unit["variant"]: experiment.measure(unit).metrics for unit in experiment.ready}
     assert list(found) == names
@@ -81,12 +96,11 @@ def test_at_full_size(monkeypatch, tmp_path):
     assert fullsize.FullSize(profiles.load("mini"), names).ready == []
 
 
-def test_one_beside_another(monkeypatch):
+def test_one_beside_another():
     """Three ticks against one, and raw seconds of both."""
     clock = iter(range(10**6))
     ticks = {"slow": lambda: [next(clock) for _ in range(2)], "fast": lambda: None}
-    real = speed.seconds
-    monkeypatch.setattr(speed, "seconds", lambda runs, rules: real(runs, rules, clock=lambda: float(next(clock))))
-    scores, raw = speed.beside(ticks["fast"], ticks["slow"], speed.Rules(6, 0.0, 1e9))
+    timer = partial(speed.timed, clock=lambda: float(next(clock)))
+    scores, raw = speed.beside(ticks["fast"], ticks["slow"], speed.Rules(6, 0.0, 1e9), timer)
     assert scores["latency_times_as_fast"] == 3.0 and scores["latency_p50_ms"] == 1000.0
     assert set(raw) == {"variant", "reference"} and len(raw["variant"]) == 6

@@ -119,13 +119,16 @@ def test_taylor_importance_finds_the_head_and_the_neuron_that_matter(model, batc
     assert heads.shape == (3, 4) and neurons.shape == (3, 48)
     assert heads[1].argmax() == 1 and heads[1, 1] > 5 * heads[1, 0]
     assert not any(module._forward_pre_hooks for module in model.modules()), "no gate is left"
-    # The gate's gradient by finite differences: the head's way out, a little stronger and a little weaker.
-    way_out, ends = pruning.matrices(model.double())[1]["output"].weight, []
-    for factor in (1 + 1e-5, (1 - 1e-5) / (1 + 1e-5)):
-        with torch.no_grad():
-            way_out[:, 8:16] *= factor
-        ends.append(loss(one).item())
-    assert heads[1, 1].item() == pytest.approx(abs(ends[0] - ends[1]) / 2e-5, rel=0.001)
+    assert neurons[1].argmax() == 7
+    # The gates' gradients by finite differences: a head's and a neuron's way out, a little stronger, a little weaker.
+    way_out = pruning.matrices(model.double())[1]
+    for part, columns, found in (("output", slice(8, 16), heads[1, 1]), ("down", slice(7, 8), neurons[1, 7])):
+        ends = []
+        for factor in (1 + 1e-5, (1 - 1e-5) / (1 + 1e-5), 1 / (1 - 1e-5)):  # and back again
+            with torch.no_grad():
+                way_out[part].weight[:, columns] *= factor
+            ends.append(loss(one).item())
+        assert found.item() == pytest.approx(abs(ends[0] - ends[1]) / 2e-5, rel=0.001), part
 
 
 def test_examples_do_not_cancel_in_a_batch(model, batch):

@@ -84,6 +84,17 @@ def test_runs_on_random_weights_are_kept_apart(tmp_path, monkeypatch):
     records._is_random.cache_clear()
     monkeypatch.setattr(records, "revision", lambda *_: "86b5e0934494bd15c9632b12f734a8a67f723594")
     assert records.Workspace(profiles.load("t4"), str(tmp_path)).name == "t4"
+
+
+def test_a_drive_that_is_not_mounted_is_said_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "DRIVE", tmp_path / "drive")
+    store = str(tmp_path / "drive/MyDrive/measured")
+    with pytest.raises(
+        InputError, match=r"Google Drive is not mounted; run `from google.colab import drive; drive.mount"
+    ):
+        records.Workspace(profiles.load("mini"), store)
+    (tmp_path / "drive/MyDrive").mkdir(parents=True)
+    assert records.Workspace(profiles.load("mini"), store).results == tmp_path / "drive/MyDrive/measured/results/mini"
     records._is_random.cache_clear()
 
 

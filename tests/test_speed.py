@@ -1,5 +1,7 @@
 """The rules of timing with a clock of our own; memory and cold start of real processes."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -38,7 +40,7 @@ class Clock:
 )
 def test_a_thing_is_timed_as_long_as_the_rules_say(takes, rules, runs):
     clock = Clock()
-    taken = speed.seconds({"it": clock.run("it", takes)}, rules, clock=clock)
+    taken = speed.seconds({"it": clock.run("it", takes)}, rules, timer=partial(speed.timed, clock=clock))
     assert len(taken["it"]) == pytest.approx(runs, abs=1) and len(clock.called) == len(taken["it"]) + 2
     assert taken["it"] == pytest.approx([takes] * len(taken["it"]))
 
@@ -46,7 +48,7 @@ def test_a_thing_is_timed_as_long_as_the_rules_say(takes, rules, runs):
 def test_runs_are_interleaved_and_turned_and_a_slow_one_stops_alone():
     clock = Clock()
     runs = {"slow": clock.run("slow", 4.0), "fast": clock.run("fast", 0.2)}
-    taken = speed.seconds(runs, speed.Rules(10, 1.0), warm_up=1, clock=clock)
+    taken = speed.seconds(runs, speed.Rules(10, 1.0), warm_up=1, timer=partial(speed.timed, clock=clock))
     assert clock.called[:10] == ["slow", "fast", "slow", "fast", "fast", "slow", "slow", "fast", "fast", "slow"]
     assert len(taken["slow"]) == 5 and len(taken["fast"]) == 10, "the fast one goes on after the slow one is done"
     assert speed.ratio(taken["slow"], taken["fast"]) == pytest.approx((20, 20, 20))
