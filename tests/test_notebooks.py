@@ -98,6 +98,7 @@ def test_the_project_can_move(moved):
 def set_up(source: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
     """Run a set-up cell in a folder that is no clone; pip is replaced, and shows what it is asked for."""
     (folder / "shim/pip").mkdir(parents=True, exist_ok=True)
+    (folder / "shim/pip/__init__.py").touch()
     (folder / "shim/pip/__main__.py").write_text("import sys; print('pip', *sys.argv[1:])")
     script = source + "\nimport helpers; print('helpers of', helpers.ROOT)"
     plain = os.environ | {"PYTHONPATH": str(folder / "shim")} | environment
