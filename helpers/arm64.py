@@ -1,6 +1,7 @@
 """Exported models on another processor, without one: ONNX Runtime's aarch64 build under QEMU's user emulation.
 
-What an emulated processor answers is what a real one would; how long it takes means nothing. `arm64.sh` sets it up.
+Its answers are those of the kernels that a real one runs, as far as the emulator is right; its times mean nothing.
+`arm64.sh` sets it up.
 """
 
 import os
@@ -22,6 +23,7 @@ HERE = ROOT / ".arm64"
 EMULATOR = "qemu-aarch64-static"
 CORE = "cortex-a76"  # as in phones. QEMU 7.2's default core has i8mm instructions; with them, 8 bits come out wrong
 ROWS = {"sst2": 20, "masked_lm": 3}  # an answer takes seconds
+TIMEOUT = 900  # seconds
 # Runs in both interpreters, the emulated one and this one, with nothing but NumPy and ONNX Runtime.
 SCRIPT = """
 import sys
@@ -66,7 +68,10 @@ def answers(model: Path, rows: Sequence[runners.Inputs], emulated: bool) -> tupl
         else:
             command = [sys.executable, *command]
         packages = os.environ | {"PYTHONPATH": str(HERE / "here")}
-        done = subprocess.run(command, capture_output=True, text=True, env=packages)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, env=packages, timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            raise InputError(f"{model.name}: no answer within {TIMEOUT} s") from None
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise InputError(f"{model.name}: {'the emulated' if emulated else 'its'} process failed: {last}")
@@ -109,6 +114,8 @@ class Emulated:
             chosen = [logits.reshape(-1, logits.shape[-1])[at].argmax(-1) for logits in (one, other)]
             same.append(chosen[0] == chosen[1])
         apart = max(float(np.abs(one - other).max()) for one, other in zip(theirs, ours, strict=True))
-        scores = {"largest_difference": apart, "agreement": float(np.concatenate(same).mean()), "rows": len(rows)}
+        decided = np.concatenate(same)
+        scores = {"largest_difference": apart, "agreement": float(decided.mean()), "rows": len(rows)}
+        scores |= {"answers": len(decided)}
         origin = [{"id": f"{MODEL}, {unit['head']}", "revision": None, "onnxruntime": version}]
         return records.Measurement(scores, sources, origin, {})

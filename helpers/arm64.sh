@@ -1,17 +1,22 @@
 #!/usr/bin/env bash
 # Sets up, in .arm64, what is needed to run ONNX Runtime's aarch64 build here: a small Debian with Python 3.11, ONNX
-# Runtime and NumPy for it, and the same ONNX Runtime for this machine. Needs qemu-user-static and debootstrap, not root.
+# Runtime and NumPy for it, and the same ONNX Runtime for this machine. Needs qemu-user-static and debootstrap, and
+# fakeroot where you are not root.
 set -euo pipefail
 runtime=1.27.0 # the newest that runs in Debian 12's QEMU (7.2); 1.28 to 1.31 end in a segmentation fault on import
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source helpers/environment.sh
 set_up requirements.txt
-for tool in qemu-aarch64-static debootstrap dpkg; do
-  command -v $tool >/dev/null || { echo "error: $tool is not installed: apt-get install qemu-user-static debootstrap" >&2; exit 2; }
+PATH=$PATH:/usr/sbin
+as_root=()
+[[ $(id -u) -eq 0 ]] || as_root=(fakeroot) # debootstrap asks for root, and needs it only to change owners
+for tool in qemu-aarch64-static debootstrap dpkg "${as_root[@]}"; do
+  command -v "$tool" >/dev/null || fail "$tool is not installed: apt-get install qemu-user-static debootstrap fakeroot"
 done
 rm -rf .arm64.part
 mkdir .arm64.part
-debootstrap --arch=arm64 --foreign --variant=minbase --include=python3 bookworm .arm64.part/root >.arm64.part/log
+"${as_root[@]}" debootstrap --arch=arm64 --foreign --variant=minbase --include=python3 bookworm .arm64.part/root \
+  >.arm64.part/log 2>&1 || fail "debootstrap failed: $(tail -n 1 .arm64.part/log) (all of it is in .arm64.part/log)"
 for package in .arm64.part/root/var/cache/apt/archives/*.deb; do
   dpkg -x "$package" .arm64.part/root
 done

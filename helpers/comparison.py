@@ -209,10 +209,11 @@ def beside(
 
 
 @functools.cache  # a table and a sentence ask for the same
-def p_value(task: str, own: str, other: str, references: str) -> float:
-    """Of the difference in score between two models' packed answers, by swapping them row by row."""
+def p_value(task: str, own: str, other: str, references: str, texts: str | None = None) -> float:
+    """Of the difference in score between two models' packed answers, by swapping them row by row, or text by text."""
     answers, truth = [unpack(line)[None] for line in (own, other)], unpack(references)
-    return significance.permutation_test(*answers, truth, partial(metrics.quick_score, task), rounds=2000)
+    whose = None if texts is None else unpack(texts)
+    return significance.permutation_test(*answers, truth, partial(metrics.quick_score, task), rounds=2000, texts=whose)
 
 
 def share_equal(guesses: np.ndarray, truth: np.ndarray) -> np.ndarray:

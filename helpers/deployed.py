@@ -10,7 +10,7 @@ from . import InputError, data, downstream, edge, machine, models, pruned, quant
 from .profiles import Profile, as_settings
 from .variants import BASE, packages
 
-VERSION = 1  # raised whenever the code changes the numbers it makes
+VERSION = 2  # raised whenever the code changes the numbers it makes
 TASK, MODEL = "sst2", "student"
 HEADS = {"sst2": "SST-2", "masked_lm": "masked words"}  # what the student is asked for
 FORMATS = {"onnx": "ONNX", "ort": "ORT"}
@@ -173,19 +173,21 @@ class Deployed:
         """How good the answers are and how near to those of the PyTorch model that was exported; one text at a time."""
         plain = runners.load(self.original(unit), unit["threads"])
         texts, sources = self.texts(unit["head"])
-        losses, guesses, labels, same, apart = [], [], [], [], []
-        for inputs, at, truth in texts:
+        losses, guesses, labels, same, apart, whose = [], [], [], [], [], []
+        for number, (inputs, at, truth) in enumerate(texts):
             own, expected = (one(inputs) for one in (run, plain))
             own, expected = (logits.reshape(-1, logits.shape[-1])[at] for logits in (own, expected))
             told = torch.log_softmax(torch.from_numpy(own), -1).numpy()
             losses.append(-told[np.arange(len(truth)), truth])
             guesses.append(own.argmax(-1))
             labels.append(truth)
+            whose.append(np.full(len(truth), number))
             same.append(guesses[-1] == expected.argmax(-1))
             apart.append(np.abs(own - expected).max())
-        losses, guesses, labels, same = map(np.concatenate, (losses, guesses, labels, same))
+        losses, guesses, labels, same, whose = map(np.concatenate, (losses, guesses, labels, same, whose))
         scores = {"score": (guesses == labels).mean(), "loss": losses.mean(), "agreement": same.mean()}
-        said = {"predictions": downstream.pack(guesses), "references": downstream.pack(labels)}
+        said = {"predictions": guesses, "references": labels, "texts": whose}
+        said = {name: downstream.pack(values) for name, values in said.items()}
         return scores | {"largest_difference": max(apart)}, said, sources
 
     @functools.cache  # noqa: B019

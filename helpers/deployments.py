@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import torch
+from transformers import DistilBertConfig, DistilBertForMaskedLM
 
-from . import comparison, pruned, tables
+from . import comparison, models, pruned, tables
 from .deployed import FORMATS, HEADS, TASK
 from .language import of
 from .variants import BASE
@@ -20,13 +22,14 @@ def label(variant: str, kind: str) -> str:
 
 
 def table(found: Sequence[dict], head: str, threads: int) -> pd.DataFrame:
-    """A row a variant and format on so many threads: size, latency, memory and cold start."""
+    """A row a variant and format on so many threads: size, latency, memory and cold start; medians of processes."""
     rows = {}
     for record in of(found, head=head, threads=threads):
         scores, unit = record["metrics"], record["unit"]
         shares = [scores.get(f"latency_{name}_ms", np.nan) for name in ("mean", "p50", "p90", "p99")]
         row = {"size (MB)": f"{scores['size_mb']:,.1f}"}
         row["mean, p50, p90, p99 (ms)"] = ", ".join(tables.NOTHING if np.isnan(v) else f"{v:.2f}" for v in shares)
+        row["the whole model beside it (ms)"] = f"{1e3 * np.median(record['details']['seconds']['reference']):.2f}"
         ends = (scores[f"latency_times_as_fast{end}"] for end in ("", "_low", "_high"))
         row["times as fast"] = tables.with_ends(*ends)
         row["n"] = f"{scores['runs']:.0f}"
@@ -45,18 +48,22 @@ def answers(found: Sequence[dict], head: str) -> pd.DataFrame:
         scores, name = record["metrics"], label(record["unit"]["variant"], record["unit"]["format"])
         rows[name] = {
             "accuracy (%)" if head == TASK else "masked tokens right (%)": f"{100 * scores['score']:.1f}",
-            "p": tables.NOTHING if record is base or base is None else f"{p_value(record, base):.3f}",
+            "p": tables.NOTHING if record is base or base is None else _p(p_value(record, base)),
             "loss (nats)": f"{scores['loss']:.3f}",
-            "agrees with PyTorch's fp32 (%)": f"{100 * scores['agreement']:.1f}",
+            "same as the PyTorch model it was made from (%)": f"{100 * scores['agreement']:.1f}",
             "largest difference of a logit": f"{scores['largest_difference']:.1g}",
         }
     return pd.DataFrame(rows).T.rename_axis(HEADS[head])
 
 
 def p_value(record: dict, reference: dict) -> float:
-    """Of the difference in accuracy between two records, by swapping their answers row by row."""
+    """Of the difference in accuracy between two records, by swapping their answers text by text."""
     lines = [one["details"]["predictions"] for one in (record, reference)]
-    return comparison.p_value(TASK, *lines, record["details"]["references"])
+    return comparison.p_value(TASK, *lines, *(record["details"][name] for name in ("references", "texts")))
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def relative(found: Sequence[dict], head: str, threads: int, kind: str = "onnx") -> pd.DataFrame:
@@ -83,25 +90,31 @@ def published() -> pd.DataFrame:
     return made.assign(latency=made.latency_p50 / whole.latency_p50, size=made.size_mb / whole.size_mb)
 
 
+def with_a_second_vocabulary() -> tuple[float, float]:
+    """What DistilBERT with its masked-LM head takes in fp32, in MB; and with the vocabulary's matrix stored twice."""
+    with torch.device("meta"):
+        model = DistilBertForMaskedLM(DistilBertConfig())
+    vocabulary = model.get_input_embeddings().weight.numel()
+    return 4e-6 * models.parameters(model), 4e-6 * (models.parameters(model) + vocabulary)
+
+
 def in_words(found: Sequence[dict], head: str, threads: int) -> str:
     """What 8 bits, the format and pruning do, in sentences that follow the numbers whichever way they fall."""
     own = {(r["unit"]["variant"], r["unit"]["format"]): r["metrics"] for r in of(found, head=head, threads=threads)}
     if (BASE, "onnx") not in own:
         return ""
-    base, says = own[BASE, "onnx"], []
+    base, says, right = own[BASE, "onnx"], [], "accuracy" if head == TASK else "masked tokens right"
     for (variant, kind), scores in own.items():
         if kind == "onnx" and variant != BASE:
-            times = scores["latency_times_as_fast"]
-            says.append(
-                f"- {pruned.way(variant).label}: {scores['size_mb'] / base['size_mb']:.0%} of the size, "
-                f"{times:.2f} times as fast"
-                + (f", accuracy {100 * (scores['score'] - base['score']):+z.1f} points." if "score" in scores else ".")
-            )
+            times = tables.with_ends(*(scores[f"latency_times_as_fast{end}"] for end in ("", "_low", "_high")))
+            change = f", {right} {100 * (scores['score'] - base['score']):+z.1f} points" if "score" in scores else ""
+            size = scores["size_mb"] / base["size_mb"]
+            says.append(f"- {pruned.way(variant).label}: {size:.0%} of the size, {times} times as fast{change}.")
     pairs = [(scores, own[variant, "ort"]) for (variant, kind), scores in own.items() if kind == "onnx"]
     starts = np.median([ort["cold_start_s"] / onnx["cold_start_s"] for onnx, ort in pairs])
     loads = np.median([ort["loading_s"] / onnx["loading_s"] for onnx, ort in pairs])
     says.append(
-        f"- The mobile format, against ONNX: loading takes {loads:.2f} times as long, a cold start {starts:.2f} times "
+        f"- The mobile format, against ONNX: loading takes {loads:.0%} of the time, a cold start {starts:.0%} "
         f"(medians of {len(pairs)} models)."
     )
     return "\n".join(says)

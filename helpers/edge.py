@@ -21,7 +21,7 @@ OPSET = 20
 LABELS = {
     "onnx_fp32": "fp32 (ONNX Runtime)",
     "onnx_int8": "int8, linear layers (ONNX Runtime)",
-    "onnx_int8_embeddings": "int8, and embeddings (ONNX Runtime)",
+    "onnx_int8_embeddings": "int8, linear layers and embeddings (ONNX Runtime)",
 }
 
 

@@ -15,7 +15,7 @@ COLOURS = {  # of each technique
     "half or full precision": (0.25, 0.25, 0.25),
     "PyTorch int8": PALETTE[3],
     "bitsandbytes": PALETTE[5],
-    "ONNX Runtime": PALETTE[7],
+    "ONNX Runtime": PALETTE[4],
     "OpenVINO": PALETTE[8],
     "weights set to zero": PALETTE[6],
     "masked, not cut": PALETTE[9],
@@ -23,6 +23,9 @@ COLOURS = {  # of each technique
     "layers dropped": PALETTE[1],
     "pruned, and int8": PALETTE[2],
 }
+
+
+MARKERS = dict(zip(COLOURS, "Dsovp^Xhd>", strict=True))  # so that no two depend on their colour alone
 
 
 def chart(points: pd.DataFrame, cost: str, xlabel: str, ylabel: str, shown: Collection[str] | None = None) -> Figure:
@@ -33,10 +36,11 @@ def chart(points: pd.DataFrame, cost: str, xlabel: str, ylabel: str, shown: Coll
     """
     figure, axes = plt.subplots(figsize=(9, 4.6), layout="constrained")
     best = _draw(axes, points, cost, COLOURS if shown is None else shown)
-    for row in best.itertuples():
+    named = pd.concat([best, points[points.variant == "fp32"]]).drop_duplicates("label")
+    for row in named.itertuples():
         place = {"xytext": (5, 5), "textcoords": "offset points", "fontsize": 8}
         axes.annotate(row.label, (getattr(row, cost), row.score), **place)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set(xlabel=f"{xlabel}, log scale", ylabel=ylabel)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
@@ -47,37 +51,43 @@ def steps(points: pd.DataFrame, cost: str, xlabel: str, ylabel: str) -> Figure:
     `points` as for `chart`.
     """
     there = [family for family in COLOURS if family in set(points.family)]
-    columns = min(4, len(there))
+    columns = len(there) if len(there) < 6 else -(-len(there) // 2)
     lines = -(-len(there) // columns)
-    shape = {"figsize": (11, 0.5 + 2.4 * lines), "squeeze": False, "sharex": True, "sharey": True}
+    shape = {"figsize": (max(9, 2.3 * columns), 0.5 + 2.4 * lines), "squeeze": False, "sharex": True, "sharey": True}
     figure, panels = plt.subplots(lines, columns, layout="constrained", **shape)
     for number, axes in enumerate(panels.flat):
         axes.set_visible(number < len(there))
         if number < len(there):
-            _draw(axes, points, cost, there[: number + 1])
+            _draw(axes, points, cost, there[: number + 1], there[number])
             axes.set_title(f"+ {there[number]}" if number else there[0], fontsize=10)
             axes.tick_params(labelbottom=number + columns >= len(there))
-    figure.supxlabel(xlabel, fontsize=11)
+    figure.supxlabel(f"{xlabel}, log scale", fontsize=11)
     figure.supylabel(ylabel, fontsize=11)
     return figure
 
 
-def _draw(axes: plt.Axes, points: pd.DataFrame, cost: str, shown: Collection[str]) -> pd.DataFrame:
+def _draw(
+    axes: plt.Axes, points: pd.DataFrame, cost: str, shown: Collection[str], new: str | None = None
+) -> pd.DataFrame:
+    """`new`: the family that comes in now; the others are paler."""
     drawn = points[points.family.isin(shown)]
     for name, own in drawn.groupby("family", sort=False):
-        axes.plot(own[cost], own.score, "o", color=COLOURS[name], markersize=6, label=name)
+        style = {"color": COLOURS[name], "alpha": 0.35 if new not in (None, name) else 1}
+        axes.plot(own[cost], own.score, MARKERS[name], markersize=6, label=name, **style)
         if f"{cost}_low" in own:
-            axes.hlines(own.score, own[f"{cost}_low"], own[f"{cost}_high"], color=COLOURS[name], linewidth=1)
+            axes.hlines(own.score, own[f"{cost}_low"], own[f"{cost}_high"], linewidth=1, **style)
     base = points[points.variant == "fp32"]
     if len(base):
         half = 1.96 * np.sqrt(base.score.iloc[0] * (100 - base.score.iloc[0]) / base.rows.iloc[0])
-        axes.axhspan(base.score.iloc[0] - half, base.score.iloc[0] + half, color="grey", alpha=0.12, linewidth=0)
-    best, label = front(drawn, cost), "nothing is better at less"
+        band = {"color": "grey", "alpha": 0.12, "linewidth": 0, "label": "chance of the rows drawn (fp32)"}
+        axes.axhspan(base.score.iloc[0] - half, base.score.iloc[0] + half, **band)
+    best, label = front(drawn, cost), "best score at this cost or less"
     axes.step(best[cost], best.score, where="post", color="grey", linewidth=1, zorder=0, label=label)
     room = max(1.0, 0.15 * np.ptp(points.score))
     axes.set(xscale="log", ylim=(points.score.min() - room, points.score.max() + room))
     axes.set_xlim(points[cost].min() / 1.3, points[cost].max() * 1.6)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    narrow = points[cost].max() < 6 * points[cost].min()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if narrow else (1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     return best

@@ -22,16 +22,18 @@ from .profiles import Profile
 VERSION = 1  # raised whenever the code changes the numbers it makes
 SIDES = ("large", "small")
 NAMES = {"full": ("BERT-base", "DistilBERT"), "own": ("teacher", "student")}
+GPU_PRODUCT = 4096  # wide enough to keep a GPU busy
 PRODUCT = 768  # rows and columns of the plain matrix product that models are held against: BERT-base's width
 
 
 class Pace:
-    """Two models with random weights on the processor, always timed in turn.
+    """Two models with random weights, always timed in turn: on the processor and, where there is a GPU, on it.
 
     The pair `full` is BERT-base and DistilBERT, built from their configurations; `own` has the shapes of the profile's
     teacher and student, where these are others. Units of a pair: {"threads", "batch", "length", "run"}, a latency;
     {"threads", "text"}, a pass over real rows, one by one; {"depth"}, the large model with fewer layers at this length;
-    {"alone"}, memory and cold start in so many processes each.
+    {"alone"}, memory and cold start in so many processes each; {"device", "precision", "batch", "length"}, a latency
+    on the GPU.
     """
 
     experiment = "speed"
@@ -76,7 +78,16 @@ class Pace:
                 found += [here | more for more in (*one, *many, {"text": "stsb"})]
             found += [{"pair": pair, "depth": length} for length in own.depth_lengths]
             found.append({"pair": pair, "alone": own.repeats})
+            shapes = [{"batch": 1, "length": length} for length in self.lengths]
+            shapes += [{"batch": batch, "length": own.length} for batch in own.batches if batch > 1]
+            for precision in self.gpu_precisions:
+                found += [{"pair": pair, "device": "cuda", "precision": precision} | shape for shape in shapes]
         return found
+
+    @property
+    def gpu_precisions(self) -> list[str]:
+        """Those that the GPU truly has; none without one."""
+        return machine.hardware_precisions(self.profile) if machine.device(self.profile).type == "cuda" else []
 
     @property
     def unmeasured(self) -> list[dict]:
@@ -87,7 +98,8 @@ class Pace:
         """All that could change the unit's numbers."""
         packages = {name: records.versions().get(name) for name in ("torch", "transformers", "tokenizers")}
         shapes = [_shape(config) for config in self.configurations(unit["pair"])]
-        settings = {"version": VERSION, "packages": packages, "shapes": shapes, "device": "cpu"}
+        settings = {"version": VERSION, "packages": packages, "shapes": shapes, "device": unit.get("device", "cpu")}
+        settings |= {"gpu": torch.cuda.get_device_name(0)} if "device" in unit else {}
         settings |= {"cpu": records.cpu()["model"], "flags": machine.telling_flags()}
         settings |= {"rules": speed.rules(self.profile.name)._asdict(), "threads": unit.get("threads", 1)}
         if "depth" in unit:
@@ -115,9 +127,10 @@ class Pace:
         return [depth for depth in self.own.depths if depth <= layers]
 
     @functools.cache  # noqa: B019
-    def models(self, pair: str) -> dict[str, PreTrainedModel]:
+    def models(self, pair: str, device: str = "cpu", precision: str = "fp32") -> dict[str, PreTrainedModel]:
         """The large and the small model."""
-        return {side: _build(config) for side, config in zip(SIDES, self.configurations(pair), strict=True)}
+        built = {side: _build(config) for side, config in zip(SIDES, self.configurations(pair), strict=True)}
+        return {side: model.to(device, machine.DTYPES[precision]) for side, model in built.items()}
 
     def measure(self, unit: dict) -> records.Measurement:
         """Measure one unit; raw seconds are in the details."""
@@ -132,12 +145,16 @@ class Pace:
         return records.Measurement(scores, sources, built, details)
 
     def _latency(self, unit: dict) -> tuple[dict, list, dict]:
-        shape, sides = (unit["batch"], unit["length"]), self.models(unit["pair"])
-        matrix = torch.randn(PRODUCT, PRODUCT, generator=torch.Generator().manual_seed(0))
+        device, precision = unit.get("device", "cpu"), unit.get("precision", "fp32")
+        shape, sides = (unit["batch"], unit["length"]), self.models(unit["pair"], device, precision)
+        width = PRODUCT if device == "cpu" else GPU_PRODUCT
+        matrix = torch.randn(width, width, generator=torch.Generator().manual_seed(0))
+        matrix = matrix.to(device, machine.DTYPES[precision])
         # The product stands in the middle: whichever way round they go, it is between the two models.
         runs = {"large": _asking(sides["large"], *shape), "product": lambda: matrix @ matrix}
-        taken = speed.seconds(runs | {"small": _asking(sides["small"], *shape)}, speed.rules(self.profile.name))
-        scores = {"product_gflops": 2e-9 * PRODUCT**3 / np.median(taken["product"])}
+        runs["small"] = _asking(sides["small"], *shape)
+        taken = speed.seconds(runs, speed.rules(self.profile.name), timer=speed.timer(device))
+        scores = {"product_gflops": 2e-9 * width**3 / np.median(taken["product"])}
         for side, model in sides.items():
             found = speed.latencies(taken[side])
             seconds = found["latency_p50_ms"] / 1e3
@@ -230,7 +247,7 @@ def _ask(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tenso
 def _asking(model: PreTrainedModel, batch: int, length: int) -> Callable[[], torch.Tensor]:
     """The model, asked for rows of tokens drawn at random."""
     drawn = torch.Generator().manual_seed(0)
-    inputs = _inputs(torch.randint(model.config.vocab_size, (batch, length), generator=drawn))
+    inputs = _inputs(torch.randint(model.config.vocab_size, (batch, length), generator=drawn).to(model.device))
     return lambda: _ask(model, inputs)
 
 

@@ -46,6 +46,19 @@ def by_batch(rows: pd.DataFrame, large: str, small: str) -> pd.DataFrame:
     return _by_threads(rows, "batch", "rows", cells)
 
 
+def on_gpu(rows: pd.DataFrame, large: str, small: str) -> pd.DataFrame:
+    """A row a precision, batch and length on the GPU: milliseconds, and how many times as fast the small model is."""
+    made = {}
+    for row in rows.itertuples():
+        made[row.precision, row.batch, row.length] = {
+            f"{large} p50, p95 (ms)": f"{row.large_latency_p50_ms:.2f}, {row.large_latency_p95_ms:.2f}",
+            f"{small} p50, p95 (ms)": f"{row.small_latency_p50_ms:.2f}, {row.small_latency_p95_ms:.2f}",
+            "times as fast": _ratio(row),
+            "runs": f"{row.large_runs:.0f}, {row.small_runs:.0f}",
+        }
+    return _table(made, ["precision", "rows", "tokens"])
+
+
 def agreement(rows: pd.DataFrame) -> pd.DataFrame:
     """A row a length and thread count: the ratios of the first two runs, and how far they are apart."""
     made = {}
@@ -181,6 +194,7 @@ def _by_threads(
 def _table(made: dict, names: list[str]) -> pd.DataFrame:
     table = pd.DataFrame(made).T
     if len(table):
-        table.index = pd.Index([first for first, _ in made], name=names[0])
-        table.insert(0, names[1], [second for _, second in made])
+        table.index = pd.Index([key[0] for key in made], name=names[0])
+        for place, name in enumerate(names[1:]):
+            table.insert(place, name, [key[place + 1] for key in made])
     return table

@@ -11,15 +11,16 @@ import pandas as pd
 from . import InputError, models, records, runners
 
 SCRIPT = Path(__file__).with_name("phone.sh")
-COLUMNS = ["model", "threads", "run", "seconds", "android", "api", "abi", "ram_mb", "device"]
+COLUMNS = ["model", "threads", "run", "seconds", "android", "api", "abi", "ram_mb", "device", "name"]
 
 
 def bundle(exported: Mapping[str, Path], rows: Sequence[runners.Inputs], folder: Path) -> Path:
     """A folder, in `folder`, that holds models with inputs and expected outputs, and the script that times them.
 
-    Laid out as ONNX Runtime's own tools read it: `<name>/model.ort`, and in `<name>/test_data_set_0`, `_1`, … a row's
-    inputs and the logits of this machine, as tensors. Beside the model its tokenizer. Other models or rows make
-    another folder, so the times that a phone sends back stay with what was timed. `exported`: a folder for each name.
+    Laid out as ONNX Runtime's own tools read it: `<name>/model.ort`, and in `<name>/test_data_set_0` the first row's
+    inputs and the logits of this machine, as tensors; that row is timed. The other rows, in `<name>/answer_1`, …, are
+    for comparing answers. Beside the model its tokenizer. Other models, rows or another script make another folder, so
+    the times that a phone sends back stay with what was timed. `exported`: a folder for each name.
 
     Raises:
         InputError: a name that is no plain file name; a folder without an exported model.
@@ -27,7 +28,7 @@ def bundle(exported: Mapping[str, Path], rows: Sequence[runners.Inputs], folder:
     for name in exported:
         if not name.replace("_", "").isalnum():
             raise InputError(f"{name!r}: the name of a model on a phone has letters, digits and _ only")
-    holds = {name: models.file_hash(source) for name, source in exported.items()}
+    holds = {name: models.file_hash(source) for name, source in exported.items()} | {"script": SCRIPT.read_text()}
     made = folder / f"phone-{records.digest(holds | {'rows': [row['input_ids'].tolist() for row in rows]})}"
     if not made.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +52,7 @@ def _lay_out(source: Path, rows: Sequence[runners.Inputs], place: Path) -> None:
     for number, row in enumerate(rows):
         tensors = {f"input_{at}": (row[name], name) for at, name in enumerate(run.inputs)}
         tensors["output_0"] = run(row), "logits"
-        given = place / f"test_data_set_{number}"
+        given = place / (f"answer_{number}" if number else "test_data_set_0")
         given.mkdir()
         for file, (values, name) in tensors.items():
             (given / f"{file}.pb").write_bytes(numpy_helper.from_array(values, name).SerializeToString())
@@ -93,6 +94,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         row = {"threads": threads, "mean (ms)": times.mean()}
         row |= {f"p{share} (ms)": np.percentile(times, share) for share in (50, 90, 99)}
         row = {key: f"{value:.2f}" if isinstance(value, float) else value for key, value in row.items()}
-        row |= {"n": len(own), "on": f"{first.device}, Android {first.android} (API {first.api}), {first.abi}"}
+        row |= {"n": len(own), "on": f"{first['name']} ({first.device}), Android {first.android}"}
+        row["on"] += f" (API {first.api}), {first.abi}"
         rows[f"{name} {threads}"] = {"model": name} | row | {"RAM (MB)": f"{first.ram_mb:,}"}
     return pd.DataFrame(rows.values()).set_index("model") if rows else pd.DataFrame()

@@ -28,7 +28,7 @@ LABELS = {
     "bf16": "bf16",
     "fp16": "fp16",
     "torch_int8": "int8, linear layers (PyTorch dynamic)",
-    "torch_int8_embeddings": "int8, and embeddings (PyTorch dynamic)",
+    "torch_int8_embeddings": "int8, linear layers and embeddings (PyTorch dynamic)",
     "torchao_int8": "int8, linear layers (torchao)",
     "bnb_int8": "LLM.int8 (bitsandbytes)",
     "bnb_nf4": "nf4 (bitsandbytes)",

@@ -55,12 +55,13 @@ class Workspace:
         InputError: the store is on a Google Drive that is not mounted.
     """
 
-    def __init__(self, profile: "Profile", store: str | None = None):
+    def __init__(self, profile: "Profile", store: str | None = None, name: str | None = None):
+        """`name`: of the folder in results/, instead of the profile's."""
         root = Path(store) if store else ROOT
         if root.is_relative_to(DRIVE) and not (DRIVE / "MyDrive").is_dir():
             command = f"from google.colab import drive; drive.mount('{DRIVE}')"
             raise InputError(f"store = {store!r}: Google Drive is not mounted; run `{command}` in a cell first")
-        self.name = profile.name + ("-random" if _is_random(profile.teacher) else "")
+        self.name = name or profile.name + ("-random" if _is_random(profile.teacher) else "")
         self.results = root / "results" / self.name
         self.records, self.tables = self.results / "records", self.results / "tables"
         self.notebooks, self.report = self.results / "notebooks", self.results / "report"

@@ -46,14 +46,22 @@ def mean_interval(sums: np.ndarray, counts: np.ndarray, replicates: int = 2000) 
 
 
 def permutation_test(
-    first: np.ndarray, second: np.ndarray, references: np.ndarray, score: Score, rounds: int = 1000, seed: int = 0
+    first: np.ndarray,
+    second: np.ndarray,
+    references: np.ndarray,
+    score: Score,
+    rounds: int = 1000,
+    seed: int = 0,
+    texts: np.ndarray | None = None,
 ) -> float:
     """Two-sided p-value that two models are equally good, by swapping their predictions row by row.
 
     Source: approximate randomisation (Noreen 1989), which holds for any score. Predictions [seeds, rows]; a row is
-    swapped in all seeds at once, since seeds of one row are no independent evidence.
+    swapped in all seeds at once, since seeds of one row are no independent evidence; and so are rows that are tokens of
+    one text: `texts` [rows] numbers the text of each from 0 on.
     """
     random = np.random.default_rng(seed)
+    texts = np.arange(len(references)) if texts is None else texts.astype(int)
 
     def gap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         return abs(np.median(score(one, references), axis=-1) - np.median(score(other, references), axis=-1))
@@ -61,7 +69,7 @@ def permutation_test(
     seen, as_large, done = gap(first, second), 0, 0
     while done < rounds:
         count = min(rounds - done, max(1, AT_ONCE // first.size))
-        swap = random.random((count, 1, len(references))) < 0.5
+        swap = (random.random((count, 1, texts.max() + 1)) < 0.5)[..., texts]
         as_large += np.sum(gap(np.where(swap, second, first), np.where(swap, first, second)) >= seen - 1e-12)
         done += count
     return float((as_large + 1) / (rounds + 1))

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from . import comparison, pruned, tables
+from . import comparison, machine, metrics, pruned, tables
+from .downstream import unpack
 from .language import of
 from .variants import BASE
 
@@ -15,6 +16,7 @@ BY_START["openvino"] = "OpenVINO"
 BY_START |= {"weights": "weights set to zero", "masked": "masked, not cut", "layers": "layers dropped"}
 BY_START |= dict.fromkeys(("taylor", "magnitude", "random"), "heads and neurons cut")
 BOTH = "pruned, and int8"
+LATENCY = "latency p50, p95; fp32's beside it (ms)"
 
 
 def family(variant: str) -> str:
@@ -65,11 +67,13 @@ def table(found: Sequence[dict], task: str, model: str, missing: dict[str, str])
         row["peak memory (MB)"] = _number(scores, "peak_memory_mb", 0)
         if "device" in record["unit"]:
             row["… on the GPU (MB)"] = _number(scores, "peak_gpu_memory_mb", 0)
-        row["latency p50, p95 (ms)"] = f"{scores['latency_p50_ms']:.1f}, {scores['latency_p95_ms']:.1f}"
+        row[LATENCY] = _latency(record)
         row["times as fast, one row"] = _ratio(scores, "latency")
         row["rows/s, batch"] = f"{scores['samples_per_s']:,.0f}"
         row["times as fast, batch"] = _ratio(scores, "throughput")
-        rows[pruned.label(variant)] = row | {"cold start (s)": _number(scores, "cold_start_s", 2)}
+        if "imports_s" in scores:
+            row["cold start, of it imports (s)"] = f"{scores['cold_start_s']:.2f}, {scores['imports_s']:.2f}"
+        rows[pruned.label(variant)] = row
     for variant, reason in missing.items() if own else ():
         rows[f"{pruned.label(variant)} (– {reason})"] = {"score (%)": tables.NOTHING}
     return pd.DataFrame(rows).T.fillna(tables.NOTHING).rename_axis("variant")
@@ -108,7 +112,7 @@ def full_size(found: Sequence[dict]) -> pd.DataFrame:
         rows[pruned.label(record["unit"]["variant"])] = {
             "parameters (million)": f"{scores['parameters'] / 1e6:.1f}",
             "size (MB)": f"{scores['size_mb']:.1f}",
-            "latency p50, p95 (ms)": f"{scores['latency_p50_ms']:.1f}, {scores['latency_p95_ms']:.1f}",
+            LATENCY: _latency(record),
             "times as fast": _ratio(scores, "latency"),
             "runs": f"{scores['runs']:.0f}",
         }
@@ -117,12 +121,66 @@ def full_size(found: Sequence[dict]) -> pd.DataFrame:
 
 def losses_table(found: Sequence[dict]) -> pd.DataFrame:
     """A row a variant of the pretrained student: its held-out losses and its size."""
-    rows = {}
+    rows, base = {}, next((record["metrics"] for record in found if record["unit"]["variant"] == BASE), None)
     for record in found:
-        columns = {name: tables.COLUMNS[name] for name in ("masked_lm_loss", "kl_to_teacher", "cosine_loss", "size_mb")}
+        columns = {name: tables.COLUMNS[name] for name in ("masked_lm_loss", "kl_to_teacher", "cosine_loss")}
         values = {c.header: tables.cell(pd.Series([record["metrics"][n]]), c) for n, c in columns.items()}
-        rows[pruned.label(record["unit"]["variant"])] = values
+        if base:
+            change = record["metrics"]["masked_lm_loss"] - base["masked_lm_loss"]
+            values["change of masked-LM loss (nats)"] = f"{change:+z.3f}"
+        rows[pruned.label(record["unit"]["variant"])] = values | {"size (MB)": f"{record['metrics']['size_mb']:.1f}"}
     return pd.DataFrame(rows).T.rename_axis("variant")
+
+
+def everything(found: Sequence[dict]) -> pd.DataFrame:
+    """A row a variant, for every task and model: score with its p-value, size, and speed for one row against fp32.
+
+    Below them, what always giving the commoner answer would score.
+    """
+    rows, commoner = {}, {}
+    for record in found:
+        unit, scores = record["unit"], record["metrics"]
+        name, (base,) = f"{unit['task']}, {tables.MODELS[unit['model']]}", of(found, **unit | {"variant": BASE})
+        p = "" if record is base else f" (p {_p(p_value(record, base))})"
+        cells = {"score (%)": f"{100 * scores['score']:.1f}{p}", "size (MB)": f"{scores['size_mb']:.1f}"}
+        cells["times as fast"] = f"{scores['latency_times_as_fast']:.2f}"
+        row = rows.setdefault(pruned.label(unit["variant"]), {})
+        row |= {f"{name}: {header}": cell for header, cell in cells.items()}
+        truth = unpack(record["details"]["references"])
+        guess = np.full(len(truth), np.bincount(truth.astype(int)).argmax(), dtype=float)
+        commoner[f"{name}: score (%)"] = f"{100 * metrics.quick_score(unit['task'], guess, truth):.1f}"
+    if rows:
+        rows["always the commoner answer"] = commoner
+    return pd.DataFrame(rows).T.fillna(tables.NOTHING).rename_axis("variant")
+
+
+def repeats(found: Sequence[dict]) -> str:
+    """How far ratios of speed are apart that were measured twice: the same model's shapes, on two tasks."""
+    rows = frame(found)
+    if not len(rows) or rows.task.nunique() < 2:
+        return ""
+    ratios = rows.pivot_table(index=["model", "variant"], columns="task", values="latency_times_as_fast").dropna()
+    apart = 100 * (ratios.max(axis=1) / ratios.min(axis=1) - 1)
+    return (
+        f"One row has as many tokens on either task, so every ratio was measured twice, in separate runs: they are "
+        f"{apart.median():.1f}% apart in the median and {apart.max():.1f}% at most. Intervals are of one run each, and "
+        "leave that out."
+    )
+
+
+def instructions(found: Sequence[dict]) -> str:
+    """The processor's instructions that speeds in few bits hang on, as the records have them."""
+    every = [set(record["provenance"]["cpu_flags"]) for record in found]
+    flags = [flag for flag in machine.TELLING if any(flag in own for own in every)]
+    return f"Of its instructions, these matter here: {', '.join(flags) or 'none'}. " if every else ""
+
+
+def _latency(record: dict) -> str:
+    """The median, the 95th percentile, and fp32's median beside it."""
+    scores, reference = record["metrics"], record["details"]["seconds"]
+    reference = reference.get("latency", reference)["reference"]
+    middle = f"{scores['latency_p50_ms']:.1f}, {scores['latency_p95_ms']:.1f}"
+    return f"{middle}; {1e3 * float(np.median(reference)):.1f}"
 
 
 def _p(value: float) -> str:
@@ -153,12 +211,20 @@ def holm(p_values: dict[str, float], level: float = 0.05) -> set[str]:
     return found
 
 
+def clearly_other(found: Sequence[dict], task: str, model: str) -> list[str]:
+    """The variants whose score differs clearly from fp32's, so many being compared."""
+    by_name = {record["unit"]["variant"]: record for record in of(found, task=task, model=model)}
+    base = by_name.pop(BASE)
+    return sorted(holm({name: p_value(record, base) for name, record in by_name.items()}))
+
+
 def in_words(found: Sequence[dict], task: str, model: str) -> str:
     """Which variants are worth it, in sentences that follow the numbers whichever way they fall."""
     own = frame(of(found, task=task, model=model))
     if not len(own) or set(own.variant) == {BASE} or BASE not in set(own.variant):
         return ""
     base, rest = own[own.variant == BASE].iloc[0], own[own.variant != BASE]
+    by_name = {record["unit"]["variant"]: record for record in of(found, task=task, model=model)}
     says = []
     for what, metric, best, text in (
         ("fastest for one row", "latency_times_as_fast", "max", "{:.1f} times as fast as fp32"),
@@ -166,14 +232,32 @@ def in_words(found: Sequence[dict], task: str, model: str) -> str:
         ("smallest", "size_mb", "min", "{:.1f} MB, where fp32 has " + f"{base.size_mb:.1f}"),
     ):
         row = rest.loc[rest[metric].idxmax() if best == "max" else rest[metric].idxmin()]
-        change = f"score {row.score - base.score:+z.1f} points"
-        says.append(f"- The {what}: {row.label}, {text.format(row[metric])}, {change}.")
+        p = _p(p_value(by_name[row.variant], by_name[BASE]))
+        says.append(
+            f"- The {what}: {row.label}, {text.format(row[metric])}, {row.score - base.score:+z.1f} points (p {p})."
+        )
+    peaks = rest.dropna(subset="peak_memory_mb") if "peak_memory_mb" in rest else rest[:0]
+    if len(peaks) > 1:
+        least, most = (peaks.loc[peaks.peak_memory_mb.idxmin()], peaks.loc[peaks.peak_memory_mb.idxmax()])
+        says.append(
+            f"- Peak memory runs from {least.peak_memory_mb:.0f} MB ({least.label}) to {most.peak_memory_mb:.0f} MB "
+            f"({most.label}); fp32 has {base.peak_memory_mb:.0f}."
+        )
     slow = rest[rest.latency_times_as_fast_high < 1]
     if len(slow):
         says.append(f"- Slower than fp32 for one row: {'; '.join(slow.label)}.")
-    (reference,) = of(found, task=task, model=model, variant=BASE)
-    others = [record for record in of(found, task=task, model=model) if record is not reference]
-    clear = holm({record["unit"]["variant"]: p_value(record, reference) for record in others})
+    clear = clearly_other(found, task, model)
     listed = [f"{r.label} ({r.score - base.score:+z.1f})" for r in rest.itertuples() if r.variant in clear]
-    says.append(f"- Scores clearly other than fp32's (Holm, {len(others)} comparisons): {'; '.join(listed) or 'none'}.")
+    says.append(f"- Scores clearly other than fp32's (Holm, {len(rest)} comparisons): {'; '.join(listed) or 'none'}.")
+    level = rest[~rest.variant.isin(clear)]
+    if len(level):
+        best = [
+            level.loc[level[metric].idxmax()].label for metric in ("latency_times_as_fast", "throughput_times_as_fast")
+        ]
+        says.append(
+            f"- **To choose by**, among those whose score can't be told from fp32's: the smallest is "
+            f"{level.loc[level.size_mb.idxmin()].label}; the fastest, for one row and for a batch, "
+            f"{' and '.join(dict.fromkeys(best))}; the one that gives fp32's answer most often "
+            f"{level.loc[level.agreement.idxmax()].label} ({100 * level.agreement.max():.1f}%)."
+        )
     return "\n".join(says)

@@ -31,15 +31,17 @@ def record(variant: str, wrong: int, ratio: float = 1.0, size: float = 40.0, **e
     for what in ("latency", "throughput"):
         ends = {"": ratio, "_low": 0.9 * ratio, "_high": 1.1 * ratio}
         scores |= {f"{what}_times_as_fast{end}": value for end, value in ends.items()}
-    details = {"predictions": pack(guesses), "references": pack(TRUTH)}
+    seconds = {"variant": [0.02 / ratio] * 5, "reference": [0.02, 0.021, 0.02, 0.019, 0.02]}
+    details = {"predictions": pack(guesses), "references": pack(TRUTH), "seconds": {"latency": seconds}}
     unit = {"task": "sst2", "model": "student", "variant": variant}
-    return {"unit": unit, "metrics": scores | extra, "details": details}
+    flags = {"cpu_flags": ["avx2", "avx512_vnni", "fma"]}
+    return {"unit": unit, "metrics": scores | extra, "details": details, "provenance": flags}
 
 
 @pytest.fixture
 def found() -> list[dict]:
     return [
-        record("fp32", 20, peak_memory_mb=90.0, cold_start_s=2.5),
+        record("fp32", 20, peak_memory_mb=90.0, cold_start_s=2.5, imports_s=2.25),
         record("torch_int8", 21, ratio=3.0, size=20.0),
         record("onnx_int8", 22, ratio=4.0, size=21.0),
         record("bnb_fp4", 60, ratio=0.5, size=15.0),
@@ -53,6 +55,8 @@ def test_the_table_has_a_row_a_variant_and_one_for_what_is_missing(found):
     assert slow["p"] == "< 0.01" and slow["times as fast, one row"] == "0.50 (0.45 to 0.55)"
     assert float(table.loc["int8, linear layers (PyTorch dynamic)", "p"]) > 0.5
     assert table.loc["fp32", "peak memory (MB)"] == "90" and slow["peak memory (MB)"] == tables.NOTHING
+    assert table.loc["fp32", "cold start, of it imports (s)"] == "2.50, 2.25"
+    assert slow["latency p50, p95; fp32's beside it (ms)"] == "40.0, 60.0; 20.0"
     assert table.index[-1] == "nf4 (bitsandbytes) (– bitsandbytes is not installed)"
     assert tradeoffs.table([], "sst2", "student", {"bnb_nf4": "why"}).empty
 
@@ -60,12 +64,34 @@ def test_the_table_has_a_row_a_variant_and_one_for_what_is_missing(found):
 def test_sentences_follow_the_numbers(found):
     words = tradeoffs.in_words(found, "sst2", "student")
     assert (
-        "fastest for one row: int8, linear layers (ONNX Runtime), 4.0 times as fast as fp32, score -1.0 points" in words
+        "fastest for one row: int8, linear layers (ONNX Runtime), 4.0 times as fast as fp32, -1.0 points (p 0." in words
     )
-    assert "smallest: fp4 (bitsandbytes), 15.0 MB, where fp32 has 40.0, score -20.0 points" in words
+    assert "smallest: fp4 (bitsandbytes), 15.0 MB, where fp32 has 40.0, -20.0 points (p < 0.01)" in words
+    assert (
+        "To choose by**, among those whose score can't be told from fp32's: the smallest is int8, linear layers (PyT"
+        in words
+    )
     assert "Slower than fp32 for one row: fp4 (bitsandbytes)." in words
     assert "(Holm, 3 comparisons): fp4 (bitsandbytes) (-20.0)." in words
     assert tradeoffs.in_words(found[:1], "sst2", "student") == tradeoffs.in_words([], "sst2", "student") == ""
+
+
+def test_every_task_and_model_in_one_table(found):
+    """Beside the scores, what one gets without reading anything; and how far apart equal things were measured."""
+    pair = [
+        r | {"unit": r["unit"] | {"task": "mrpc"}} for r in (record("fp32", 20), record("torch_int8", 21, ratio=3.3))
+    ]
+    for one in pair:  # three of four are paraphrases: always saying so has an accuracy of 3/4 and an F1 of 6/7
+        one["details"] = one["details"] | {"references": pack(np.arange(200) % 4 > 0)}
+    table = tradeoffs.everything(found + pair)
+    assert table.loc["fp4 (bitsandbytes)", "sst2, student: score (%)"] == "70.0 (p < 0.01)"
+    assert table.loc["fp32", "sst2, student: score (%)"] == "90.0"
+    assert table.loc["fp4 (bitsandbytes)", "mrpc, student: score (%)"] == tables.NOTHING
+    assert table.loc["always the commoner answer", "sst2, student: score (%)"] == "50.0"
+    assert table.loc["always the commoner answer", "mrpc, student: score (%)"] == f"{50 * (3 / 4 + 6 / 7):.1f}"
+    assert "they are 5.0% apart in the median and 10.0% at most" in tradeoffs.repeats(found + pair)
+    assert tradeoffs.repeats(found) == "" and tradeoffs.everything([]).empty
+    assert "avx2, avx512_vnni." in tradeoffs.instructions(found) and tradeoffs.instructions([]) == ""
 
 
 def test_many_comparisons_need_smaller_p_values():
@@ -109,7 +135,7 @@ def test_technique_by_technique_the_front_moves(found):
     panels = [axes for axes in figure.axes if axes.get_visible()]
     titles = ["half or full precision", "+ PyTorch int8", "+ bitsandbytes", "+ ONNX Runtime"]
     assert [axes.get_title() for axes in panels] == titles
-    lines = [next(line for line in axes.lines if "better" in line.get_label()) for axes in panels]
+    lines = [next(line for line in axes.lines if "best score" in line.get_label()) for axes in panels]
     ends = [sorted(line.get_xdata()) for line in lines]
     assert ends[0] == [20] and ends[1] == pytest.approx([20 / 3, 20]) == ends[2] and ends[3][0] == pytest.approx(5)
 

@@ -47,7 +47,8 @@ def record(variant: str, kind: str, wrong: int, ratio: float, size: float, **mor
     scores |= {f"latency_{name}_ms": 10 / ratio for name in ("mean", "p50", "p90")} | {"runs": 30.0}
     scores |= {f"latency_times_as_fast{end}": ratio * by for end, by in (("", 1), ("_low", 0.9), ("_high", 1.1))}
     scores |= {"size_mb": size, "peak_memory_mb": 2 * size, "cold_start_s": 1.0, "loading_s": 0.4} | more
-    details = {"predictions": pack(guesses), "references": pack(TRUTH)}
+    details = {"predictions": pack(guesses), "references": pack(TRUTH), "texts": pack(np.arange(100))}
+    details["seconds"] = {"variant": [0.01 / ratio] * 3, "reference": [0.01, 0.012, 0.01]}
     unit = {"head": "sst2", "variant": variant, "format": kind, "threads": 1}
     return {"unit": unit, "metrics": scores, "details": details}
 
@@ -70,7 +71,12 @@ def test_tables_follow_the_records(found):
     assert both["mean, p50, p90, p99 (ms)"] == f"2.50, 2.50, 2.50, {tables.NOTHING}", "too few runs for the last"
     answers = deployments.answers(found, "sst2")
     assert answers.loc["whole model (ONNX)", "p"] == tables.NOTHING
-    assert float(answers.loc["50% of heads and neurons cut (Taylor), int8 (ONNX)", "p"]) < 0.01
+    assert answers.loc["50% of heads and neurons cut (Taylor), int8 (ONNX)", "p"] == "< 0.001"
+    assert both["the whole model beside it (ms)"] == "10.00"
+    few = [record("fp32", "onnx", 10, 1.0, 80.0), record("taylor_50", "onnx", 40, 4.0, 20.0)]
+    for one in few:  # the same tokens, in four texts: hardly any evidence
+        one["details"]["texts"] = pack(np.arange(100) // 25)
+    assert float(deployments.answers(few, "sst2").loc["50% of heads and neurons cut (Taylor) (ONNX)", "p"]) > 0.2
     assert deployments.table(found, "masked_lm", 1).empty and deployments.answers([], "sst2").empty
 
 
@@ -79,8 +85,8 @@ def test_shares_and_sentences(found):
     assert shares.loc["taylor_50_int8", ["latency", "size"]].tolist() == [0.25, 0.25]
     assert shares.loc["taylor_50_int8", "latency_low"] < 0.25 < shares.loc["taylor_50_int8", "latency_high"]
     words = deployments.in_words(found, "sst2", 1)
-    assert "50% of heads and neurons cut (Taylor), int8: 25% of the size, 4.00 times as fast, accuracy -30.0" in words
-    assert "loading takes 0.50 times as long, a cold start 0.80 times (medians of 2 models)" in words
+    assert "int8: 25% of the size, 4.00 (3.60 to 4.40) times as fast, accuracy -30.0 points." in words
+    assert "loading takes 50% of the time, a cold start 80% (medians of 2 models)" in words
     assert deployments.in_words(found[2:], "sst2", 1) == "" and deployments.relative([], "sst2", 1).empty
 
 
@@ -88,3 +94,6 @@ def test_the_published_table_is_read_as_shares():
     printed = deployments.published()
     assert printed.latency["int8"] == pytest.approx(51.05 / 163.64) and printed.latency["pruned"] > 0.99
     assert printed.size_mb["baseline"] == pytest.approx(345.06 * 1.048576)
+    once, twice = deployments.with_a_second_vocabulary()
+    assert once == pytest.approx(66_985_530 * 4e-6) and twice - once == pytest.approx(30_522 * 768 * 4e-6)
+    assert printed.size_mb["baseline"] == pytest.approx(twice, rel=0.001), "it holds that matrix twice, to 0.1%"

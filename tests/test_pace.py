@@ -88,9 +88,9 @@ def test_every_unit_is_measured(tmp_path, monkeypatch):
     for name in ("seconds", "interleaved"):
         real = getattr(speed, name)
 
-        def spied(*given, real=real):
+        def spied(*given, real=real, **named):
             seen["threads"] = torch.get_num_threads()
-            return real(*given)
+            return real(*given, **named)
 
         monkeypatch.setattr(speed, name, spied)
     for unit in experiment.ready:

@@ -31,7 +31,8 @@ def rows(*lengths: int) -> list[runners.Inputs]:
 
 
 ADB = """#!/usr/bin/env bash
-there=/data/local/tmp/distilbert
+there=/data/local/tmp
+mkdir -p "$PHONE"
 case $1 in
   get-state) echo device ;;
   push) cp -r "$2" "${3/$there/$PHONE}" ;;
@@ -42,16 +43,18 @@ case $1 in
       "getprop ro.build.version.sdk") printf '34\\r\\n' ;;
       "getprop ro.product.cpu.abi") printf 'arm64-v8a\\r\\n' ;;
       "getprop ro.boot.qemu") printf '1\\r\\n' ;;
+      "getprop ro.product.model") printf 'Pixel, 8\\r\\n' ;;
       "getprop"*) printf '\\r\\n' ;;
       "cat /proc/meminfo") printf 'MemTotal:        4000000 kB\\r\\n' ;;
-      *) bash -c "${*//$there/$PHONE}" ;;
+      *) bash -c "${*//$there/$PHONE}" | sed "s#$PHONE#$there#" ;;
     esac ;;
 esac
 """
 TOOL = """#!/usr/bin/env bash
 # Checks that it is given what the real one needs, and writes what the real one writes.
 model=${@: -2:1} times=${@: -1}
-[[ -f $model && -f $(dirname "$model")/test_data_set_0/input_0.pb ]] || exit 3
+[[ -f $model && -f $(dirname "$model")/test_data_set_0/input_0.pb && -f libonnxruntime.so ]] || exit 3
+[[ $LD_LIBRARY_PATH == . ]] && echo "$model" >>"$PHONE/../order" || exit 4
 for run in 0 1 2; do echo "model,0.0$((run + 1)),1000000,50,$run" >>"$times"; done
 printf '\\nP50 Latency is 0.02sec\\n' >>"$times"
 """
@@ -63,6 +66,8 @@ def take(bundle, folder, *arguments: str, adb: str | None = ADB, tool: str = TOO
         (folder / "bin/adb").write_text(adb)
         (folder / "bin/adb").chmod(0o755)
     (folder / "tool").write_text(tool)
+    (folder / "tool").chmod(0o755)
+    (folder / "libonnxruntime.so").touch()
     environment = os.environ | {"PATH": f"{folder / 'bin'}:/usr/bin:/bin", "PHONE": str(folder / "phone")}
     command = [str(bundle / "run.sh"), *(arguments or (str(folder / "tool"), "1", "2"))]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
@@ -75,7 +80,7 @@ def test_a_bundle_holds_models_inputs_and_expected_outputs(exported, tmp_path):
     for name in ("plain", "mobile"):
         run = runners.load(made / name, threads=1)
         for number, row in enumerate(rows(5, 9)):
-            inputs, expected = phone.tensors(made / name / f"test_data_set_{number}")
+            inputs, expected = phone.tensors(made / name / ("answer_1" if number else "test_data_set_0"))
             assert list(inputs) == ["input_ids", "attention_mask"], "in the model's own order, and no more"
             np.testing.assert_array_equal(inputs["input_ids"], row["input_ids"])
             np.testing.assert_allclose(run(inputs), expected, atol=1e-6)
@@ -93,14 +98,17 @@ def test_the_script_times_every_model_and_brings_the_times_back(exported, tmp_pa
     done = take(made, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     table = phone.read(made / "phone.csv")
-    assert len(table) == 2 * 2 * 3 and set(table.model) == {"plain", "mobile"} and set(table.threads) == {1, 2}
-    assert table[["android", "api", "abi", "ram_mb", "device"]].drop_duplicates().values.tolist() == [
-        [14, 34, "arm64-v8a", 4096, "emulator"]
+    assert len(table) == 5 * 2 * 2 * 3 and set(table.model) == {"plain", "mobile"} and set(table.threads) == {1, 2}
+    assert table[["android", "api", "abi", "ram_mb", "device", "name"]].drop_duplicates().values.tolist() == [
+        [14, 34, "arm64-v8a", 4096, "emulator", "Pixel 8"]
     ]
+    assert not table.duplicated(["model", "threads", "run"]).any()
+    order = [line.split("/")[0] for line in (tmp_path / "order").read_text().split()]
+    assert order[:8] == ["mobile", "mobile", "plain", "plain", "plain", "plain", "mobile", "mobile"], "to and fro"
     row = phone.summary(table).loc["mobile"].iloc[0]
-    assert (row["mean (ms)"], row["p50 (ms)"], row["n"]) == ("20.00", "20.00", 3)
-    assert row["on"] == "emulator, Android 14 (API 34), arm64-v8a"
-    assert not (tmp_path / "phone").exists(), "nothing is left on the phone"
+    assert (row["mean (ms)"], row["p50 (ms)"], row["n"]) == ("20.00", "20.00", 15)
+    assert row["on"] == "Pixel 8 (emulator), Android 14 (API 34), arm64-v8a"
+    assert not list((tmp_path / "phone").iterdir()), "nothing is left on the phone"
 
 
 def test_what_goes_wrong_on_the_way_is_one_line(exported, tmp_path):
@@ -113,20 +121,21 @@ def test_what_goes_wrong_on_the_way_is_one_line(exported, tmp_path):
         assert done.returncode == 2 and done.stderr.strip() == message
     silent = take(made, tmp_path, tool="#!/usr/bin/env bash\ntouch times.csv\n")
     assert silent.returncode != 0 and "error: plain: the tool wrote no times" in silent.stderr
-    unseen = take(made, tmp_path, adb="#!/usr/bin/env bash\n[[ $1 != get-state ]] || exit 1\n")
-    assert unseen.returncode == 2 and unseen.stderr.startswith("error: adb sees no phone")
+    two = "#!/usr/bin/env bash\necho 'error: more than one device' >&2; exit 1\n"
+    unseen = take(made, tmp_path, adb=two)
+    assert unseen.returncode == 2 and unseen.stderr.startswith("error: adb says 'error: more than one device': plug in")
     assert not (made / "phone.csv").exists() and not (made / "phone.part").exists()
 
 
 def test_other_tables_are_refused(tmp_path):
     path, head = tmp_path / "phone.csv", ",".join(phone.COLUMNS)
-    path.write_text("model,ms\nplain,3\n")
+    path.write_text("model,ms\nplain,3\n")  # another tool's
     with pytest.raises(InputError, match=r"phone.csv: columns model, ms: expected model, threads, run, seconds"):
         phone.read(path)
     for text in (
         f"{head}\n",
-        f"{head}\nplain,1,0,fast,14,34,arm64,4096,phone\n",
-        f"{head}\na,1,0,-1,14,34,b,1,phone\n",
+        f"{head}\nplain,1,0,fast,14,34,arm64,4096,phone,x\n",
+        f"{head}\na,1,0,-1,14,34,b,1,phone,x\n",
     ):
         path.write_text(text)
         with pytest.raises(InputError, match="not all have a time in seconds"):
