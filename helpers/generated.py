@@ -172,8 +172,7 @@ def _quantization(found: Sequence[dict]) -> tuple[str, str] | None:
     base, half, best, four = (by_variant[n] for n in ("fp32", "bf16", "onnx_int8_embeddings", "bnb_nf4_double"))
 
     def against(scores: dict) -> str:
-        size, times = scores["size_mb"] / base["size_mb"], scores["latency_times_as_fast"]
-        return f"{size:.0%} of fp32's size and {times:.1f} times its speed for one row"
+        return f"{scores['size_mb'] / base['size_mb']:.0%} and {scores['latency_times_as_fast']:.1f} times"
 
     other = tradeoffs.clearly_other(own, "sst2", "student")
     scores = f"the scores of {', '.join(map(compression.LABELS.get, other))} differ" if other else "no score differs"
@@ -181,14 +180,14 @@ def _quantization(found: Sequence[dict]) -> tuple[str, str] | None:
     large = ""
     if "onnx_int8_embeddings" in at_size:
         shown = at_size["onnx_int8_embeddings"]
+        size, times = shown["size_mb"], shown["latency_times_as_fast"]
         large = (
-            f" At DistilBERT's own size it takes {shown['size_mb']:.0f} MB and is {shown['latency_times_as_fast']:.1f} "
+            f" At DistilBERT's own size, int8 with the embeddings takes {size:.0f} MB and is {times:.1f} times as fast."
         )
-        large += "times as fast."
     answer = (
-        f"On SST-2, of {len(own) - 1} variants of the student {scores} clearly from fp32's. int8 with the embeddings "
-        f"(ONNX Runtime) has {against(best)}; 4 bits without them (nf4, double) {against(four)}; bf16 {against(half)}."
-        f"{large}"
+        f"On SST-2, of {len(own) - 1} variants of the student {scores} clearly from fp32's. Size, and speed for one row, "
+        f"against fp32: int8 with the embeddings (ONNX Runtime) {against(best)}; 4 bits without them (nf4, double) "
+        f"{against(four)}; bf16 {against(half)}.{large}"
     )
     caption = "Profile `laptop`, SST-2, student; p: of the difference in score from fp32. "
     missing = {
