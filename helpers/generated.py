@@ -185,7 +185,7 @@ def _quantization(found: Sequence[dict]) -> tuple[str, str] | None:
             f" At DistilBERT's own size, int8 with the embeddings takes {size:.0f} MB and is {times:.1f} times as fast."
         )
     answer = (
-        f"On SST-2, of {len(own) - 1} variants of the student {scores} clearly from fp32's. Size, and speed for one row, "
+        f"On SST-2, of {len(own) - 1} variants of the student {scores} clearly from fp32's. Size, and speed for a row, "
         f"against fp32: int8 with the embeddings (ONNX Runtime) {against(best)}; 4 bits without them (nf4, double) "
         f"{against(four)}; bf16 {against(half)}.{large}"
     )
