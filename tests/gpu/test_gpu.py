@@ -15,8 +15,19 @@ from transformers import BertConfig, BertForSequenceClassification
 from helpers import ROOT, finetuning, machine, models, pace, profiles, quantization, records, runners, speed, sweep
 from helpers.profiles import Recipe
 
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
 RECIPE = Recipe(learning_rate=1e-4, epochs=2, batch_size=32, length=64)
 WORDS = 2000
+
+
+@pytest.fixture(autouse=True)
+def clean_gpu():
+    """Each test begins with an empty GPU, and leaves it one."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    yield
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.cuda.empty_cache()
 
 
 def classifier(width: int = 256, layers: int = 4, dropout: float = 0.0) -> BertForSequenceClassification:
