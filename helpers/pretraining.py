@@ -140,7 +140,7 @@ class Pretraining:
 
     def checkpoint(self, unit: dict) -> Path | None:
         """The folder of the unit's model, there or not; None for one that is used as it comes from the Hub."""
-        if unit["model"] == "released" or (unit == TEACHER and not self.stages(unit)):
+        if unit["model"] == "released" or (unit == TEACHER and not self._stages(unit)):
             return None
         return self.space.checkpoints / f"{records.slug(unit)}-{records.digest(self.settings(unit))}"
 
@@ -169,7 +169,7 @@ class Pretraining:
         student = students.untrained(teacher.config, len(self.layers), seed=0).to(self.device)
         model, guide = (teacher, None) if unit == TEACHER else (student, None if unit["model"] == "twin" else teacher)
         minutes = 0.0
-        for stage in self.stages(unit):
+        for stage in self._stages(unit):
             trial = dataclasses.replace(stage, steps=3, accumulation=1, evaluations=0)
             with tempfile.TemporaryDirectory() as folder:
                 log = self._run(unit, model, guide, None, trial, Path(folder))
@@ -177,15 +177,15 @@ class Pretraining:
             minutes += min(seconds) * stage.accumulation * stage.steps / 60
         return minutes
 
-    def stages(self, unit: dict) -> list[Training]:
-        """The trainings of the unit's model; none where it is used as it comes."""
+    def _stages(self, unit: dict) -> list[Training]:
         teacher = self.profile.teacher_training
         if unit == TEACHER:
             return [stage for stage in (teacher.head, teacher.whole) if stage and stage.steps]
         return [] if unit["model"] == "released" else [self.recipe.training]
 
     def _train(self, unit: dict, folder: Path) -> tuple[PreTrainedModel, list[dict]]:
-        name, log, teacher = unit["model"], [], None if unit == TEACHER else self.teacher
+        name, log = unit["model"], []
+        teacher = None if unit == TEACHER else self.teacher
         if unit == TEACHER:
             model = self._untrained_teacher()
         elif name == "random":
@@ -193,7 +193,7 @@ class Pretraining:
         else:
             model = students.from_teacher(teacher, self.layers)
         model.to(self.device)
-        for number, stage in enumerate(self.stages(unit)):
+        for number, stage in enumerate(self._stages(unit)):
             head_alone = unit == TEACHER and stage is self.profile.teacher_training.head
             model.base_model.requires_grad_(not head_alone)
             guide = None if name == "twin" else teacher
@@ -217,12 +217,12 @@ class Pretraining:
     ) -> list[dict]:
         counts = self.text.counts if self.recipe.mask_smoothing else None
         masking = data.Masking(self.tokenizer, self.recipe.mask_rate, self.recipe.mask_smoothing, counts, unit["seed"])
-        every = 4 if unit["model"] == "quarter_text" else 1
         total = stage.steps * stage.batch_size * stage.accumulation
+        every = 4 if unit["model"] == "quarter_text" else 1
         blocks = data.MaskedBlocks(self.text.blocks[::every], masking, total)
         curve = self.text.heldout(self.profile.corpus.heldout, self.profile.corpus.curve_blocks)
-        sides = guide, self._recipe(unit), stage, blocks, curve, reference, self._pad
-        return train(DistillationTrainer(model, *sides, folder, self.precision))
+        sides = guide, self._recipe(unit), stage, blocks, curve, reference
+        return train(DistillationTrainer(model, *sides, self.tokenizer.pad_token_id, folder, self.precision))
 
     def _untrained_teacher(self) -> PreTrainedModel:
         if self.profile.teacher_training.architecture:
@@ -236,8 +236,8 @@ class Pretraining:
     @property
     def teacher_config(self) -> PretrainedConfig:
         """The teacher's configuration, of which no weights are needed."""
-        own = self.profile.teacher_training.architecture
-        return self._blank_teacher().config if own else models.load_config(self.profile.teacher)
+        shape = self.profile.teacher_training.architecture
+        return self._blank_teacher().config if shape else models.load_config(self.profile.teacher)
 
     def _blank_teacher(self) -> PreTrainedModel:
         if shape := self.profile.teacher_training.architecture:
@@ -250,10 +250,6 @@ class Pretraining:
             raise InputError(f"{name} has no masked-LM head: give it one in teacher_training (head, whole)")
         return model
 
-    @property
-    def _pad(self) -> int:
-        return self.tokenizer.pad_token_id
-
     @functools.cached_property
     def text(self) -> data.PretrainingText:
         """What is read in training, and what is held out."""
@@ -261,7 +257,7 @@ class Pretraining:
 
     def _heldout_losses(self, model, teacher, config: str) -> dict[str, float]:
         blocks = self.text.heldout(config, self.profile.corpus.heldout_blocks)
-        return heldout_losses(model, teacher, blocks, self.recipe, self._pad)
+        return heldout_losses(model, teacher, blocks, self.recipe, self.tokenizer.pad_token_id)
 
     def sources(self, unit: dict, model: PreTrainedModel) -> list[dict]:
         """Provenance of a model that was made from the unit's weights, or is the unit's own."""
@@ -284,7 +280,7 @@ class Pretraining:
         Raises:
             InputError: it has not been trained yet.
         """
-        if not self.stages(unit):
+        if not self._stages(unit):
             return self._revision(self.profile.teacher if unit == TEACHER else self.profile.released)
         if found := self._hash(unit):
             return found
