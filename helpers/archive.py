@@ -55,4 +55,5 @@ def unpack(path: Path, results: Path = ROOT / "results") -> dict[str, int]:
 
 def _is_ours(member: zipfile.ZipInfo) -> bool:
     found = MEMBER.fullmatch(member.filename)
-    return bool(found) and found["run"].removesuffix("-random") in NAMES and member.file_size < LARGEST
+    ours = found and (found["run"].removesuffix("-random") in NAMES or found["run"].startswith("gpu-"))
+    return bool(ours) and member.file_size < LARGEST

@@ -1,6 +1,7 @@
 """The experiments of notebook 06: the quantized variants of fine-tuned models, and of the pretrained student."""
 
 import functools
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from .pretraining import TEACHER, Pretraining
 from .profiles import Profile, as_settings
 from .variants import BASE, VERSION, Variants, packages
 
-BLOCKS = 400  # of held-out text, for the losses of each variant
 LABELS = {**quantization.LABELS, **edge.LABELS, **calibration.LABELS}
 
 
@@ -108,6 +108,7 @@ class Losses:
         self.profile, self.space = profile, space
         self.pretraining = Pretraining(profile, space)
         self.unit = {"model": "student", "seed": profile.distillation.seeds[0]}
+        self.scratch = tempfile.TemporaryDirectory()
 
     @property
     def variants(self) -> list[str]:
@@ -117,19 +118,24 @@ class Losses:
 
     def make(self, variant: str, folder: Path) -> None:
         """Make the variant of the pretrained student."""
-        source = self.pretraining.checkpoint(self.unit)
         if variant in quantization.LABELS:
-            quantization.save(variant, source, folder)
-            return
-        exported = folder if variant == "onnx_fp32" else folder.with_name("exported")
-        edge.export(quantization.load(source, torch.device("cpu")), source, exported, hidden=True)
-        if variant in calibration.LABELS:
+            quantization.save(variant, self.pretraining.checkpoint(self.unit), folder)
+        elif variant in calibration.LABELS:
             texts = [block["input_ids"] for block in self.masked_blocks(calibration.ROWS)]
             alike = [{"attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)} for ids in texts]
             given = [{"input_ids": ids} | rest for ids, rest in zip(texts, alike, strict=True)]
-            calibration.quantize(exported, folder, given)
-        elif variant in edge.LABELS and folder != exported:
-            edge.quantize(exported, folder, "embeddings" in variant)
+            calibration.quantize(self.exported, folder, given)
+        elif variant == "onnx_fp32":
+            shutil.copytree(self.exported, folder)
+        else:
+            edge.quantize(self.exported, folder, "embeddings" in variant)
+
+    @functools.cached_property
+    def exported(self) -> Path:
+        """Where the pretrained student is in ONNX, with its hidden states as a second output."""
+        source, folder = self.pretraining.checkpoint(self.unit), Path(self.scratch.name) / "exported"
+        edge.export(quantization.load(source, torch.device("cpu")), source, folder, hidden=True)
+        return folder
 
     def masked_blocks(self, count: int) -> list[dict]:
         """So many masked blocks of the training text, drawn once for all."""
@@ -151,7 +157,9 @@ class Losses:
         made = {"version": VERSION, "model": self.pretraining.weights(self.unit)}
         made |= {"packages": packages(unit["variant"]), "flags": machine.telling_flags(), "device": "cpu"}
         corpus, recipe = as_settings(self.profile.corpus), as_settings(self.profile.distillation)
-        recipe = {name: recipe[name] for name in ("positions", "mask_rate")} | {"blocks": BLOCKS}
+        recipe = {name: recipe[name] for name in ("positions", "mask_rate")} | {
+            "blocks": self.profile.quantization.blocks
+        }
         return made | {"teacher": self.pretraining.weights(TEACHER), "corpus": corpus, "recipe": recipe}
 
     def measure(self, unit: dict) -> records.Measurement:
@@ -166,7 +174,8 @@ class Losses:
                 model = Exported(folder, torch.get_num_threads())
             size = speed.size_mb(folder)
         corpus, text = self.profile.corpus, self.pretraining.text
-        blocks = text.heldout(corpus.heldout, min(BLOCKS, corpus.heldout_blocks or BLOCKS))
+        count = self.profile.quantization.blocks
+        blocks = text.heldout(corpus.heldout, min(count, corpus.heldout_blocks or count))
         sides = model, self.pretraining.teacher.to("cpu"), blocks, self.profile.distillation
         scores = heldout_losses(*sides, self.pretraining.tokenizer.pad_token_id, batch_size=1) | {"size_mb": size}
         return records.Measurement(scores, text.sources, self.pretraining.sources(self.unit, plain), {})

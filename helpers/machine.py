@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import statistics
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from . import InputError, records
 from .profiles import Profile
 
 TELLING = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
+T4_GFLOPS = 25_000  # about what a T4 reaches at products in fp16 for long, of 65,000 on its data sheet
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -18,10 +20,15 @@ def device(profile: Profile) -> torch.device:
     """The device that the profile asks for.
 
     Raises:
-        InputError: a GPU is asked for and there is none.
+        InputError: a GPU is asked for and there is none, or its driver is too old for torch.
     """
     if profile.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device = 'cuda', but torch sees no GPU here: set device to auto or cpu")
+        times = T4_GFLOPS / statistics.median(_matmul_rates(torch.device("cpu"), torch.float32, repeats=5))
+        raise InputError(
+            f"device = 'cuda', but torch sees no GPU here{_why_no_gpu()}, and this processor multiplies matrices "
+            f"{times:.0f} times as slowly as a T4: an hour of {profile.name} there is {times / 24:.1f} days here. "
+            "In Colab, choose Runtime, Change runtime type, T4; or take the profile laptop; or set device to cpu"
+        )
     return torch.device("cuda" if torch.cuda.is_available() and profile.device != "cpu" else "cpu")
 
 
@@ -118,9 +125,12 @@ def matmul_rates(profile: Profile, dtype: str, repeats: int = 7) -> list[float]:
 
     Two runs go before the measured ones. n is 1024 on a processor and 8192 on a GPU, large enough to keep either busy.
     """
-    on = device(profile)
+    return _matmul_rates(device(profile), DTYPES[dtype], repeats)
+
+
+def _matmul_rates(on: torch.device, dtype: torch.dtype, repeats: int) -> list[float]:
     n = 8192 if on.type == "cuda" else 1024
-    left, right = (torch.randn(n, n, device=on).to(DTYPES[dtype]) for _ in range(2))
+    left, right = (torch.randn(n, n, device=on).to(dtype) for _ in range(2))
     seconds = []
     for _ in range(repeats + 2):
         _wait(on)
@@ -134,6 +144,16 @@ def matmul_rates(profile: Profile, dtype: str, repeats: int = 7) -> list[float]:
 def _wait(on: torch.device) -> None:
     if on.type == "cuda":  # a GPU works on after the call has returned
         torch.cuda.synchronize(on)
+
+
+def _why_no_gpu() -> str:
+    """In brackets, what is to be done about a GPU that is there and torch cannot use; nothing where there is none."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # the latter: a build without CUDA
+        if "driver on your system is too old" in str(error):
+            return " (the NVIDIA driver is too old for this torch: update it, or install a torch built for it)"
+    return ""
 
 
 def _existing(folder: Path) -> Path:

@@ -21,15 +21,7 @@ def frame(found: Sequence[dict]) -> pd.DataFrame:
 def by_length(rows: pd.DataFrame, large: str, small: str) -> pd.DataFrame:
     """A row a length and thread count: both models' milliseconds, and how many times as fast the small one is."""
 
-    def cells(row) -> dict[str, str]:
-        return {
-            f"{large} p50, p95 (ms)": f"{row.large_latency_p50_ms:.2f}, {row.large_latency_p95_ms:.2f}",
-            f"{small} p50, p95 (ms)": f"{row.small_latency_p50_ms:.2f}, {row.small_latency_p95_ms:.2f}",
-            "times as fast": _ratio(row),
-            "runs": f"{row.large_runs:.0f}, {row.small_runs:.0f}",
-        }
-
-    return _by_threads(rows[rows.run == 0], "length", "tokens", cells)
+    return _by_threads(rows[rows.run == 0], "length", "tokens", lambda row: _latencies(row, large, small))
 
 
 def by_batch(rows: pd.DataFrame, large: str, small: str) -> pd.DataFrame:
@@ -48,14 +40,7 @@ def by_batch(rows: pd.DataFrame, large: str, small: str) -> pd.DataFrame:
 
 def on_gpu(rows: pd.DataFrame, large: str, small: str) -> pd.DataFrame:
     """A row a precision, batch and length on the GPU: milliseconds, and how many times as fast the small model is."""
-    made = {}
-    for row in rows.itertuples():
-        made[row.precision, row.batch, row.length] = {
-            f"{large} p50, p95 (ms)": f"{row.large_latency_p50_ms:.2f}, {row.large_latency_p95_ms:.2f}",
-            f"{small} p50, p95 (ms)": f"{row.small_latency_p50_ms:.2f}, {row.small_latency_p95_ms:.2f}",
-            "times as fast": _ratio(row),
-            "runs": f"{row.large_runs:.0f}, {row.small_runs:.0f}",
-        }
+    made = {(row.precision, row.batch, row.length): _latencies(row, large, small) for row in rows.itertuples()}
     return _table(made, ["precision", "rows", "tokens"])
 
 
@@ -172,6 +157,15 @@ def depth_in_words(rows: pd.DataFrame, lengths: pd.DataFrame, large: str) -> str
             f"{int(row.layers)} layers. Half the layers should be {half:.2f} times as fast{beside}."
         )
     return "\n".join(says)
+
+
+def _latencies(row, large: str, small: str) -> dict[str, str]:
+    return {
+        f"{large} p50, p95 (ms)": f"{row.large_latency_p50_ms:.2f}, {row.large_latency_p95_ms:.2f}",
+        f"{small} p50, p95 (ms)": f"{row.small_latency_p50_ms:.2f}, {row.small_latency_p95_ms:.2f}",
+        "times as fast": _ratio(row),
+        "runs": f"{row.large_runs:.0f}, {row.small_runs:.0f}",
+    }
 
 
 def _ratio(row) -> str:

@@ -140,7 +140,7 @@ class Pretraining:
 
     def checkpoint(self, unit: dict) -> Path | None:
         """The folder of the unit's model, there or not; None for one that is used as it comes from the Hub."""
-        if unit["model"] == "released" or (unit == TEACHER and not self._stages(unit)):
+        if unit["model"] == "released" or (unit == TEACHER and not self.stages(unit)):
             return None
         return self.space.checkpoints / f"{records.slug(unit)}-{records.digest(self.settings(unit))}"
 
@@ -169,7 +169,7 @@ class Pretraining:
         student = students.untrained(teacher.config, len(self.layers), seed=0).to(self.device)
         model, guide = (teacher, None) if unit == TEACHER else (student, None if unit["model"] == "twin" else teacher)
         minutes = 0.0
-        for stage in self._stages(unit):
+        for stage in self.stages(unit):
             trial = dataclasses.replace(stage, steps=3, accumulation=1, evaluations=0)
             with tempfile.TemporaryDirectory() as folder:
                 log = self._run(unit, model, guide, None, trial, Path(folder))
@@ -177,7 +177,8 @@ class Pretraining:
             minutes += min(seconds) * stage.accumulation * stage.steps / 60
         return minutes
 
-    def _stages(self, unit: dict) -> list[Training]:
+    def stages(self, unit: dict) -> list[Training]:
+        """The trainings of the unit's model; none where it is used as it comes."""
         teacher = self.profile.teacher_training
         if unit == TEACHER:
             return [stage for stage in (teacher.head, teacher.whole) if stage and stage.steps]
@@ -193,7 +194,7 @@ class Pretraining:
         else:
             model = students.from_teacher(teacher, self.layers)
         model.to(self.device)
-        for number, stage in enumerate(self._stages(unit)):
+        for number, stage in enumerate(self.stages(unit)):
             head_alone = unit == TEACHER and stage is self.profile.teacher_training.head
             model.base_model.requires_grad_(not head_alone)
             guide = None if name == "twin" else teacher
@@ -280,7 +281,7 @@ class Pretraining:
         Raises:
             InputError: it has not been trained yet.
         """
-        if not self._stages(unit):
+        if not self.stages(unit):
             return self._revision(self.profile.teacher if unit == TEACHER else self.profile.released)
         if found := self._hash(unit):
             return found

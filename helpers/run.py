@@ -199,6 +199,10 @@ def run(options: argparse.Namespace) -> int:
     if options.pack:
         print(os.path.relpath(archive.pack(Workspace(profile, parameters.get("store"))), ROOT))
         return 0
+    if profile.device == "cuda":
+        from . import machine  # slow to import, and only asked whether there is one
+
+        machine.device(profile)
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # not another kernel called python3, of the user's own
     os.chdir(ROOT)
     if sys.platform == "linux":

@@ -159,8 +159,20 @@ def test_precision_goes_by_what_the_hardware_truly_has(monkeypatch):
 def test_a_gpu_that_is_not_there_is_refused():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    with pytest.raises(InputError, match="torch sees no GPU"):
-        machine.device(profiles.load("t4", {"device": "cuda"}))
+    for name in ("t4", "paper"):
+        with pytest.raises(InputError, match=r"torch sees no GPU here, .* [\d.]+ days here.*set device to cpu"):
+            machine.device(profiles.load(name))
+        assert machine.device(profiles.load(name, {"device": "cpu"})).type == "cpu"
+
+
+def test_an_old_driver_is_named(monkeypatch):
+    def too_old():  # the beginning of what torch says
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040). Please update")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", too_old)
+    with pytest.raises(InputError, match=r"no GPU here \(the NVIDIA driver is too old for this torch"):
+        machine.device(profiles.load("t4"))
 
 
 def test_config_of_a_checkpoint_says_what_it_is(teacher, tokenizer, tmp_path):

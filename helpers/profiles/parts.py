@@ -212,6 +212,7 @@ class Quantization:
     batch_size: Positive = 32
     isolated: list[str] | None = None  # variants whose memory and cold start are measured; None: all
     repeats: Positive = 3  # processes a variant
+    blocks: Positive = 400  # of held-out text, for the losses of each variant
     full_size: bool = True  # time the variants at DistilBERT's own size, too
 
 
