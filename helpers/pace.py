@@ -153,7 +153,8 @@ class Pace:
         # The product stands in the middle: whichever way round they go, it is between the two models.
         runs = {"large": _asking(sides["large"], *shape), "product": lambda: matrix @ matrix}
         runs["small"] = _asking(sides["small"], *shape)
-        taken = speed.seconds(runs, speed.rules(self.profile.name), timer=speed.timer(device))
+        rules, timer = speed.rules(self.profile.name), speed.timer(device)
+        taken = speed.seconds(runs, rules, timer=timer, yardsticks=["product"])
         scores = {"product_gflops": 2e-9 * width**3 / np.median(taken["product"])}
         for side, model in sides.items():
             found = speed.latencies(taken[side])

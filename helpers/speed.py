@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -85,11 +85,16 @@ def timer(device: str) -> Timer:
 
 
 def seconds(
-    runs: Mapping[str, Callable[[], object]], rules: Rules, warm_up: int = 2, timer: Timer = timed
+    runs: Mapping[str, Callable[[], object]],
+    rules: Rules,
+    warm_up: int = 2,
+    timer: Timer = timed,
+    yardsticks: Collection[str] = (),
 ) -> dict[str, list[float]]:
     """The seconds of every call of each run, interleaved, until each has enough of them by the rules.
 
-    A run that has used up its time is left out of further rounds, so the first rounds are those of all.
+    A run that has used up its time is left out of further rounds, so the first rounds are those of all. `yardsticks`
+    name the runs that are timed as often as the others need: one that is short would need more rounds than they do.
 
     Raises:
         InputError: there is nothing to time.
@@ -110,7 +115,7 @@ def seconds(
     gc.collect()
     gc.disable()  # a collection can take longer than a run
     try:
-        while not all(map(enough, taken.values())):
+        while not all(enough(own) for name, own in taken.items() if name not in yardsticks):
             names = [name for name, own in taken.items() if not spent(own)]
             for name in names if number % 2 == 0 else names[::-1]:
                 taken[name].append(timer(runs[name]))

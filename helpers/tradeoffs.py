@@ -16,6 +16,8 @@ BY_START["openvino"] = "OpenVINO"
 BY_START |= {"weights": "weights set to zero", "masked": "masked, not cut", "layers": "layers dropped"}
 BY_START |= dict.fromkeys(("taylor", "magnitude", "random"), "heads and neurons cut")
 BOTH = "pruned, and int8"
+NEAR = 1.0  # points: what a variant may lose and still be advised
+HARDLY = 3.0  # points: no more than this above knowing nothing
 LATENCY = "latency p50, p95; fp32's beside it (ms)"
 
 
@@ -146,12 +148,30 @@ def everything(found: Sequence[dict]) -> pd.DataFrame:
         cells["times as fast"] = f"{scores['latency_times_as_fast']:.2f}"
         row = rows.setdefault(pruned.label(unit["variant"]), {})
         row |= {f"{name}: {header}": cell for header, cell in cells.items()}
-        truth = unpack(record["details"]["references"])
-        guess = np.full(len(truth), np.bincount(truth.astype(int)).argmax(), dtype=float)
-        commoner[f"{name}: score (%)"] = f"{100 * metrics.quick_score(unit['task'], guess, truth):.1f}"
+        commoner[f"{name}: score (%)"] = f"{_commoner(record):.1f}"
     if rows:
         rows["always the commoner answer"] = commoner
     return pd.DataFrame(rows).T.fillna(tables.NOTHING).rename_axis("variant")
+
+
+def hardly_better(found: Sequence[dict]) -> str:
+    """On which tasks the whole model is so near to always giving the commoner answer that scores say little."""
+    says = []
+    for record in of(found, variant=BASE):
+        unit, ahead = record["unit"], 100 * record["metrics"]["score"] - _commoner(record)
+        if ahead < HARDLY:
+            says.append(
+                f"- On {unit['task']} the {tables.MODELS[unit['model']]} in fp32 is {ahead:+.1f} points from what the "
+                "commoner answer scores if it is always given: there is little to lose, so a score there says little."
+            )
+    return "\n".join(says)
+
+
+def _commoner(record: dict) -> float:
+    """The score in percent of always giving the answer that is right most often."""
+    truth = unpack(record["details"]["references"])
+    guess = np.full(len(truth), np.bincount(truth.astype(int)).argmax(), dtype=float)
+    return 100 * float(metrics.quick_score(record["unit"]["task"], guess, truth))
 
 
 def repeats(found: Sequence[dict]) -> str:
@@ -162,7 +182,7 @@ def repeats(found: Sequence[dict]) -> str:
     ratios = rows.pivot_table(index=["model", "variant"], columns="task", values="latency_times_as_fast").dropna()
     apart = 100 * (ratios.max(axis=1) / ratios.min(axis=1) - 1)
     return (
-        f"One row has as many tokens on either task, so every ratio was measured twice, in separate runs: they are "
+        f"- One row has as many tokens on either task, so every ratio was measured twice, in separate runs: they are "
         f"{apart.median():.1f}% apart in the median and {apart.max():.1f}% at most. Intervals are of one run each, and "
         "leave that out."
     )
@@ -249,13 +269,13 @@ def in_words(found: Sequence[dict], task: str, model: str) -> str:
     clear = clearly_other(found, task, model)
     listed = [f"{r.label} ({r.score - base.score:+z.1f})" for r in rest.itertuples() if r.variant in clear]
     says.append(f"- Scores clearly other than fp32's (Holm, {len(rest)} comparisons): {'; '.join(listed) or 'none'}.")
-    level = rest[~rest.variant.isin(clear)]
+    level = rest[rest.score > base.score - NEAR - 1e-9]
     if len(level):
         best = [
             level.loc[level[metric].idxmax()].label for metric in ("latency_times_as_fast", "throughput_times_as_fast")
         ]
         says.append(
-            f"- **To choose by**, among those whose score can't be told from fp32's: the smallest is "
+            f"- **To choose by**, among those that lose no more than {NEAR:g} point: the smallest is "
             f"{level.loc[level.size_mb.idxmin()].label}; the fastest, for one row and for a batch, "
             f"{' and '.join(dict.fromkeys(best))}; the one that gives fp32's answer most often "
             f"{level.loc[level.agreement.idxmax()].label} ({100 * level.agreement.max():.1f}%)."

@@ -67,10 +67,11 @@ def test_sentences_follow_the_numbers(found):
         "fastest for one row: int8, linear layers (ONNX Runtime), 4.0 times as fast as fp32, -1.0 points (p 0." in words
     )
     assert "smallest: fp4 (bitsandbytes), 15.0 MB, where fp32 has 40.0, -20.0 points (p < 0.01)" in words
-    assert (
-        "To choose by**, among those whose score can't be told from fp32's: the smallest is int8, linear layers (PyT"
-        in words
-    )
+    advice = "To choose by**, among those that lose no more than 1 point: the smallest is int8, linear layers (PyTorch"
+    assert advice in words
+    worse = record("torchao_int8", 24, size=10.0)
+    assert tradeoffs.p_value(worse, found[0]) > 0.05, "and all the same it is not advised"
+    assert advice in tradeoffs.in_words([*found, worse], "sst2", "student")
     assert "Slower than fp32 for one row: fp4 (bitsandbytes)." in words
     assert "(Holm, 3 comparisons): fp4 (bitsandbytes) (-20.0)." in words
     assert tradeoffs.in_words(found[:1], "sst2", "student") == tradeoffs.in_words([], "sst2", "student") == ""
@@ -90,6 +91,14 @@ def test_every_task_and_model_in_one_table(found):
     assert table.loc["always the commoner answer", "sst2, student: score (%)"] == "50.0"
     assert table.loc["always the commoner answer", "mrpc, student: score (%)"] == f"{50 * (3 / 4 + 6 / 7):.1f}"
     assert "they are 5.0% apart in the median and 10.0% at most" in tradeoffs.repeats(found + pair)
+    low = record("fp32", 38)  # right on 81%
+    low |= {
+        "unit": low["unit"] | {"task": "mrpc"},
+        "details": low["details"] | {"references": pair[0]["details"]["references"]},
+    }
+    words = tradeoffs.hardly_better([*found, low])
+    assert words.startswith("- On mrpc the student in fp32 is +0.6 points from") and "sst2" not in words
+    assert tradeoffs.hardly_better(found + pair) == tradeoffs.hardly_better([]) == ""
     assert tradeoffs.repeats(found) == "" and tradeoffs.everything([]).empty
     assert "avx2, avx512_vnni." in tradeoffs.instructions(found) and tradeoffs.instructions([]) == ""
 

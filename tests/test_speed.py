@@ -54,6 +54,16 @@ def test_runs_are_interleaved_and_turned_and_a_slow_one_stops_alone():
     assert speed.ratio(taken["slow"], taken["fast"]) == pytest.approx((20, 20, 20))
 
 
+def test_a_yardstick_is_timed_as_often_as_the_others_need():
+    clock = Clock()
+    runs = {name: clock.run(name, takes) for name, takes in (("large", 0.25), ("product", 0.001), ("small", 0.125))}
+    rules, timer = speed.Rules(10, 2.0), partial(speed.timed, clock=clock)
+    taken = speed.seconds(runs, rules, warm_up=0, timer=timer, yardsticks=["product"])
+    assert {name: len(own) for name, own in taken.items()} == {"large": 16, "product": 16, "small": 16}
+    assert clock.called[:6] == ["large", "product", "small", "small", "product", "large"], "between the two, either way"
+    assert len(speed.seconds(runs, rules, warm_up=0, timer=timer)["large"]) > 16, "else it would ask for more rounds"
+
+
 def test_a_drift_hits_both_alike():
     """The machine gets three times slower in the course of the runs; one thing is twice as fast all the time."""
     random, slow, fast = np.random.default_rng(0), [], []
