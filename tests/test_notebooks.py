@@ -17,6 +17,7 @@ from bs4 import BeautifulSoup
 
 from helpers import REPOSITORY, ROOT, compression, profiles, records, series
 
+pytestmark = pytest.mark.alone
 SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 

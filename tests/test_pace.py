@@ -14,6 +14,7 @@ from transformers import (
 
 from helpers import InputError, generated, machine, models, pace, paces, profiles, records, speed, tables
 
+pytestmark = pytest.mark.alone
 OWN = {"speed.lengths": [8], "speed.length": 16, "speed.batches": [3], "speed.depth_lengths": [8], "speed.rows": 12}
 
 

@@ -62,14 +62,15 @@ def hidden_one_by_one(model, ids, tokenizer, within_word: bool) -> np.ndarray:
     """Pseudo-log-likelihoods by definition, one copy at a time."""
     found = np.full(len(ids), np.nan)
     words = tokenizer.convert_ids_to_tokens(ids.tolist())
+    head = getattr(model, "vocab_transform", None) or model.cls  # it scores each token by itself: one is enough
     for place in range(1, len(ids) - 1):
         copied, end = ids.copy(), place + 1
         while within_word and words[end].startswith("##"):
             end += 1
         copied[place:end] = tokenizer.mask_token_id
-        with torch.no_grad():
+        with torch.no_grad(), head.register_forward_pre_hook(lambda _, given, at=place: (given[0][:, [at]],)):
             logits = model(input_ids=torch.tensor(copied)[None], attention_mask=torch.ones(1, len(ids))).logits
-        found[place] = logits[0, place].double().log_softmax(-1)[ids[place]].item()
+        found[place] = logits[0, 0].double().log_softmax(-1)[ids[place]].item()
     return found
 
 

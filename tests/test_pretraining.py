@@ -153,10 +153,10 @@ def test_fresh_measures_again(finished, tmp_path):
 def test_killed_in_mid_training_it_ends_with_the_same_records(tmp_path):
     """kill -9 while the student trains, then the same command again."""
     settings = TINY | {"distillation.training.steps": 150, "distillation.variants": ["student"]}
-    settings |= {"distillation.training.save_minutes": 0.0001}
+    often = settings | {"distillation.training.save_minutes": 0.0001}
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
 
-    def start(store):
+    def start(store, settings=settings):
         command = [sys.executable, "-c", RUN, json.dumps(settings), str(store)]
         return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
@@ -164,7 +164,7 @@ def test_killed_in_mid_training_it_ends_with_the_same_records(tmp_path):
         paths = sorted((store / "results" / "mini" / "records" / "distillation").glob("*.json"))
         return [without_times(records.read_record(path)) for path in paths]
 
-    process, deadline = start(tmp_path / "cut"), time.monotonic() + 120
+    process, deadline = start(tmp_path / "cut", often), time.monotonic() + 120
     while not list(
         (tmp_path / "cut").glob("checkpoints/mini/student*.training/stage-0/checkpoint-*/trainer_state.json")
     ):

@@ -77,6 +77,7 @@ def test_recovery_keeps_zeros_and_trains_the_rest(tmp_path, teacher):
     assert (matrix[~zero] != before[~zero]).float().mean() > 0.9
 
 
+@pytest.mark.alone
 def test_at_full_size(monkeypatch, tmp_path):
     """The same code at a size that a test can wait for."""
     small = {"dim": 128, "hidden_dim": 512, "n_layers": 2, "n_heads": 4, "vocab_size": 30522}
