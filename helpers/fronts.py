@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from .figures import PALETTE
@@ -29,17 +30,20 @@ MARKERS = dict(zip(COLOURS, "Dsovp^Xhd>", strict=True))  # so that no two depend
 
 
 def chart(points: pd.DataFrame, cost: str, xlabel: str, ylabel: str, shown: Collection[str] | None = None) -> Figure:
-    """Score against a cost: a point a variant, the names of those on the front beside them.
+    """Score against a cost: a point a variant; those on the front, and fp32, have numbers, and their names above.
 
     `points`: columns family, label, score, rows (scored) and the cost. `shown`: the families to draw, on the same axes
     as all of them. The band is fp32's score and 1.96 standard errors of a share of so many rows.
     """
-    figure, axes = plt.subplots(figsize=(9, 4.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
     best = _draw(axes, points, cost, COLOURS if shown is None else shown)
     named = pd.concat([best, points[points.variant == "fp32"]]).drop_duplicates("label")
-    for row in named.itertuples():
-        place = {"xytext": (5, 5), "textcoords": "offset points", "fontsize": 8}
-        axes.annotate(row.label, (getattr(row, cost), row.score), **place)
+    numbers = []
+    for number, row in enumerate(named.itertuples(), start=1):
+        place = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 10, "fontweight": "bold"}
+        axes.annotate(str(number), (getattr(row, cost), row.score), **place)
+        numbers.append(Line2D([], [], linestyle="none", color="0.15", marker=f"${number}$", label=row.label))
+    figure.legend(handles=numbers, loc="outside upper left", ncols=2, fontsize=9)
     axes.set(xlabel=f"{xlabel}, log scale", ylabel=ylabel)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure

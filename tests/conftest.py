@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "0" if "HF_ENDPOINT" in os.environ else "1")  # no network in the tests
 
+import helpers  # noqa: F401, I001 (before transformers, whose imports it keeps quiet)
 import numpy as np
 import pytest
 import torch

@@ -134,8 +134,11 @@ def test_latencies_are_on_one_scale(found):
     assert frame.latency_ms["fp32"] == 20 and frame.latency_ms["torch_int8"] == pytest.approx(20 / 3)
     assert frame.latency_ms_low["torch_int8"] < frame.latency_ms["torch_int8"] < frame.latency_ms_high["torch_int8"]
     figure = fronts.chart(tradeoffs.frame(found), "latency_ms", "ms", "score")
-    labels = {text.get_text() for text in figure.axes[0].texts}
-    assert labels == {"int8, linear layers (PyTorch dynamic)", "int8, linear layers (ONNX Runtime)", "fp32"}
+    (names,) = [own for own in figure.legends if own.get_texts()[-1].get_text() == "fp32"]
+    labels = ["int8, linear layers (ONNX Runtime)", "int8, linear layers (PyTorch dynamic)", "fp32"]
+    assert [text.get_text() for text in names.get_texts()] == labels
+    places = {text.get_text(): text.xy for text in figure.axes[0].texts}
+    assert list(places) == ["1", "2", "3"] and places["1"] == pytest.approx((5, 89)) and places["3"] == (20, 90)
 
 
 def test_technique_by_technique_the_front_moves(found):
