@@ -108,7 +108,6 @@ class Losses:
         self.profile, self.space = profile, space
         self.pretraining = Pretraining(profile, space)
         self.unit = {"model": "student", "seed": profile.distillation.seeds[0]}
-        self.scratch = tempfile.TemporaryDirectory()
 
     @property
     def variants(self) -> list[str]:
@@ -133,6 +132,7 @@ class Losses:
     @functools.cached_property
     def exported(self) -> Path:
         """Where the pretrained student is in ONNX, with its hidden states as a second output."""
+        self.scratch = tempfile.TemporaryDirectory()  # goes with this experiment
         source, folder = self.pretraining.checkpoint(self.unit), Path(self.scratch.name) / "exported"
         edge.export(quantization.load(source, torch.device("cpu")), source, folder, hidden=True)
         return folder
@@ -142,6 +142,12 @@ class Losses:
         tokenizer, text = self.pretraining.tokenizer, self.pretraining.text.blocks
         masked = data.MaskedBlocks(text, data.Masking(tokenizer, self.profile.distillation.mask_rate))
         return [masked[block] for block in np.random.default_rng(0).permutation(len(text))[:count]]
+
+    @property
+    def count(self) -> int:
+        """How many blocks are measured on, at most."""
+        asked, there = self.profile.quantization.blocks, self.profile.corpus.heldout_blocks
+        return min(asked, there or asked)
 
     @property
     def ready(self) -> list[dict]:
@@ -157,9 +163,8 @@ class Losses:
         made = {"version": VERSION, "model": self.pretraining.weights(self.unit)}
         made |= {"packages": packages(unit["variant"]), "flags": machine.telling_flags(), "device": "cpu"}
         corpus, recipe = as_settings(self.profile.corpus), as_settings(self.profile.distillation)
-        recipe = {name: recipe[name] for name in ("positions", "mask_rate")} | {
-            "blocks": self.profile.quantization.blocks
-        }
+        recipe = {name: recipe[name] for name in ("positions", "mask_rate")}
+        recipe["blocks"] = self.profile.quantization.blocks
         return made | {"teacher": self.pretraining.weights(TEACHER), "corpus": corpus, "recipe": recipe}
 
     def measure(self, unit: dict) -> records.Measurement:
@@ -174,8 +179,7 @@ class Losses:
                 model = Exported(folder, torch.get_num_threads())
             size = speed.size_mb(folder)
         corpus, text = self.profile.corpus, self.pretraining.text
-        count = self.profile.quantization.blocks
-        blocks = text.heldout(corpus.heldout, min(count, corpus.heldout_blocks or count))
+        blocks = text.heldout(corpus.heldout, self.count)
         sides = model, self.pretraining.teacher.to("cpu"), blocks, self.profile.distillation
         scores = heldout_losses(*sides, self.pretraining.tokenizer.pad_token_id, batch_size=1) | {"size_mb": size}
         return records.Measurement(scores, text.sources, self.pretraining.sources(self.unit, plain), {})
