@@ -1,9 +1,14 @@
-"""A chart to choose in a live notebook: compressed variants by what they cost, with the numbers under it."""
+"""A chart to choose in a live notebook: compressed variants by what they cost, with the numbers under it.
+
+Without an Output widget: whoever runs a notebook headless answers one on the channel where it waits for the kernel, and
+the answer can hide the kernel's own, so that now and then a cell that is done would wait for its time limit.
+"""
+
+import io
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import pandas as pd
-from IPython.display import display
 
 from . import fronts, tables
 
@@ -30,23 +35,24 @@ def explorer(frame: pd.DataFrame) -> widgets.Widget:
     task = widgets.Dropdown(options=list(dict.fromkeys(frame.task)), description="Task")
     model = widgets.Dropdown(options=models, description="Model")
     chosen = widgets.SelectMultiple(options=families, value=families, description="Families")
-    chart = widgets.Output()
+    chart, numbers = widgets.Image(layout=widgets.Layout(max_width="100%")), widgets.HTML()
 
     def draw(_=None) -> None:
         own = frame[(frame.task == task.value) & (frame.model == model.value)].dropna(subset=[cost.value])
-        with chart:
-            chart.clear_output(wait=True)
-            drawn = own[own.family.isin(chosen.value)].sort_values(cost.value)
-            if drawn.empty:
-                print("nothing was measured for this choice")
-                return
-            figure = fronts.chart(own, cost.value, cost.label, f"{task.value} score (%)", chosen.value)
-            plt.close(figure)  # or it would be shown once more, below
-            display(figure)
-            listed = drawn[["label", "family", cost.value, "score"]]
-            display(listed.rename(columns={cost.value: cost.label, "score": "score (%)"}).round(2).set_index("label"))
+        drawn = own[own.family.isin(chosen.value)].sort_values(cost.value)
+        chart.layout.display = "none" if drawn.empty else None
+        if drawn.empty:
+            numbers.value = "nothing was measured for this choice"
+            return
+        figure = fronts.chart(own, cost.value, cost.label, f"{task.value} score (%)", chosen.value)
+        picture = io.BytesIO()
+        figure.savefig(picture)
+        plt.close(figure)  # or it would be shown once more, below
+        chart.value = picture.getvalue()
+        listed = drawn[["label", "family", cost.value, "score"]].set_index("label").round(2)
+        numbers.value = listed.rename(columns={cost.value: cost.label, "score": "score (%)"}).to_html()
 
     for control in (cost, task, model, chosen):
         control.observe(draw, names="value")
     draw()
-    return widgets.VBox([widgets.HBox([cost, task, model]), chosen, chart])
+    return widgets.VBox([widgets.HBox([cost, task, model]), chosen, chart, numbers])

@@ -1,5 +1,6 @@
 """Variants side by side: tables and sentences from records whose answers are known, and what is refused."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -152,24 +153,23 @@ def test_technique_by_technique_the_front_moves(found):
     assert ends[0] == [20] and ends[1] == pytest.approx([20 / 3, 20]) == ends[2] and ends[3][0] == pytest.approx(5)
 
 
-def test_the_explorer_draws_what_is_chosen(found, capsys):
-    """Without a kernel, what it displays is printed."""
+def test_the_explorer_draws_what_is_chosen(found):
     made = explorer.explorer(tradeoffs.frame(found))
-    (cost, task, model), families = made.children[0].children, made.children[1]
+    (cost, task, model), families, chart, numbers = made.children[0].children, *made.children[1:]
     assert cost.label == "latency of one row (ms)" and (task.value, model.value) == ("sst2", "student")
     assert families.value == ("half or full precision", "PyTorch int8", "bitsandbytes", "ONNX Runtime")
-    shown = capsys.readouterr().out
-    assert "Figure(" in shown and "fp4 (bitsandbytes)" in shown and "nf4" not in shown
+    everything = bytes(chart.value)
+    assert everything.startswith(b"\x89PNG") and "fp4 (bitsandbytes)" in numbers.value and "nf4" not in numbers.value
     families.value = ("PyTorch int8",)
-    shown = capsys.readouterr().out
-    assert "fp4 (bitsandbytes)" not in shown and "int8, linear layers (PyTorch dynamic)" in shown
+    assert bytes(chart.value).startswith(b"\x89PNG") and bytes(chart.value) != everything
+    assert "fp4 (bitsandbytes)" not in numbers.value and "int8, linear layers (PyTorch dynamic)" in numbers.value
     families.value = ()
-    shown = capsys.readouterr().out
-    assert "nothing was measured for this choice" in shown and "Figure(" not in shown
+    assert numbers.value == "nothing was measured for this choice" and chart.layout.display == "none"
     families.value = ("bitsandbytes",)
-    assert "40.0" in capsys.readouterr().out, "its latency: half as fast as fp32's 20 ms"
+    assert chart.layout.display is None and "40.0" in numbers.value, "its latency: half as fast as fp32's 20 ms"
     cost.label = "size on disk (MB)"
-    assert "15.0" in capsys.readouterr().out
+    assert "15.0" in numbers.value
+    assert not plt.get_fignums(), "or the chart would be shown once more, below"
     assert "run the notebooks" in explorer.explorer(tradeoffs.frame([])).value
 
 

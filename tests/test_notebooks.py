@@ -126,6 +126,13 @@ def test_the_set_up_cell_fetches_the_project_and_leaves_torch_alone(moved, tmp_p
     assert "run ./run_all.sh --repository OWNER/NAME" in unset.stderr
 
 
+def test_no_widget_is_answered_while_a_notebook_runs_headless():
+    """The answer to an Output can hide the kernel's own: the cell then waits for its time limit, and all goes on."""
+    for path in [*(ROOT / "helpers").glob("**/*.py"), *(ROOT / "notebooks").glob("*.ipynb")]:
+        found = re.findall(r"widgets\.Output\b|\binteract\w*\(|import .*\bOutput\b", path.read_text())
+        assert not found, f"{path.name}: {found}"
+
+
 def test_links_between_notebooks_lead_to_the_series():
     for path in SOURCES:
         for target in re.findall(r"\]\((\d\d_\w+\.ipynb)\)", path.read_text()):
