@@ -129,12 +129,17 @@ class Losses:
         else:
             edge.quantize(self.exported, folder, "embeddings" in variant)
 
-    @functools.cached_property
+    @property
     def exported(self) -> Path:
-        """Where the pretrained student is in ONNX, with its hidden states as a second output."""
-        self.scratch = tempfile.TemporaryDirectory()  # goes with this experiment
-        source, folder = self.pretraining.checkpoint(self.unit), Path(self.scratch.name) / "exported"
-        edge.export(quantization.load(source, torch.device("cpu")), source, folder, hidden=True)
+        """Where the pretrained student is in ONNX, with its hidden states as a second output; made if it isn't there.
+
+        Notebook 07 takes the one of 06.
+        """
+        made = {"model": self.pretraining.weights(self.unit), "opset": edge.OPSET, "packages": packages("onnx_fp32")}
+        folder = self.space.checkpoints / f"exported-{records.slug(self.unit)}-{records.digest(made)}"
+        if not folder.is_dir():
+            source = self.pretraining.checkpoint(self.unit)
+            edge.export(quantization.load(source, torch.device("cpu")), source, folder, hidden=True)
         return folder
 
     def masked_blocks(self, count: int) -> list[dict]:

@@ -1,6 +1,7 @@
 """The experiment of notebook 09: the student exported for ONNX Runtime, as an application would run it on a phone."""
 
 import functools
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,8 @@ class Deployed:
             edge.mobile(self.folder(unit | {"format": "onnx"}), folder)
         elif how.int8:
             edge.quantize(self.folder(unit | {"variant": how._replace(int8=False).name}), folder, embeddings=True)
+        elif unit["head"] == TASK and how.method == BASE:
+            shutil.copytree(self.pruned.in_onnx(TASK, MODEL), folder)
         else:
             plain = self.folder(unit | {"format": "torch"})
             edge.export(quantization.load(plain, torch.device("cpu")), plain, folder)

@@ -127,6 +127,11 @@ class Pruned(Variants):
             made["recovery"] = as_settings(self.recovery(unit)) | {"precision": self.glue.precision}
         return made
 
+    def in_onnx(self, task: str, model: str) -> Path:
+        """Where notebook 06 keeps the whole model in ONNX format: made now if it isn't there."""
+        quantized = compression.Compression(self.profile, self.space, self.fresh)
+        return quantized.folder({"task": task, "model": model, "variant": "onnx_fp32"})
+
     def recovery(self, unit: dict) -> Recipe:
         """How the unit's model is trained again: its task's recipe, for as long as the profile says."""
         own = self.profile.pruning.recovery
@@ -138,6 +143,9 @@ class Pruned(Variants):
             quantization.save(BASE, source, folder)
             return
         how = way(unit["variant"])
+        if how == Way(BASE, int8=True):
+            edge.quantize(self.in_onnx(unit["task"], unit["model"]), folder)
+            return
         if how.int8:
             before = self.folder(unit | {"variant": how._replace(int8=False).name})
             with tempfile.TemporaryDirectory(dir=folder.parent) as exported:
@@ -230,6 +238,8 @@ class Losses(compression.Losses):
         source = self.pretraining.checkpoint(self.unit)
         if variant == BASE:
             return super().make(variant, folder)
+        if variant == Way(BASE, int8=True).name:
+            return edge.quantize(self.exported, folder)
         how, model = way(variant), quantization.load(source, torch.device("cpu"))
         take_away(model, how, self.importances)
         if not how.int8:
