@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from io import BytesIO
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import PIL.Image
 import seaborn as sns
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
+from PIL.PngImagePlugin import PngInfo
 
 from .comparison import Comparison
 from .language import STAGES
@@ -56,11 +57,15 @@ def show(space: Workspace, name: str, figure: Figure, caption: str) -> None:
     if engine := figure.get_layout_engine():  # lay out once: to save a figure that still has its engine draws it twice
         engine.execute(figure)
         figure.set_layout_engine("none")
-    figure.savefig(picture, format="png", metadata={"Description": caption, "Software": None})
+    figure.savefig(picture, format="png")
     plt.close(figure)
-    Path(space.figures / f"{name}.png").write_bytes(picture.getvalue())
+    said, path = PngInfo(), space.figures / f"{name}.png"
+    said.add_text("Description", caption)
+    with PIL.Image.open(picture) as drawn:  # 256 colours of its own are enough for any figure here, at half the size
+        plain = drawn.convert("RGB").quantize(256, dither=PIL.Image.Dither.NONE)
+        plain.save(path, pnginfo=said, dpi=drawn.info["dpi"])
     display(
-        Image(picture.getvalue(), width=min(900, 90 * figure.get_figwidth())), metadata={"image/png": {"alt": caption}}
+        Image(path.read_bytes(), width=min(900, 90 * figure.get_figwidth())), metadata={"image/png": {"alt": caption}}
     )
     display(Markdown(f"*{caption}*"))
 
