@@ -167,6 +167,7 @@ class Losses:
         """All that could change the unit's numbers."""
         made = {"version": VERSION, "model": self.pretraining.weights(self.unit)}
         made |= {"packages": packages(unit["variant"]), "flags": machine.telling_flags(), "device": "cpu"}
+        made |= {"head": "int8"} if unit["variant"].startswith("onnx_int8") else {}  # not so in records of before
         corpus, recipe = as_settings(self.profile.corpus), as_settings(self.profile.distillation)
         recipe = {name: recipe[name] for name in ("positions", "mask_rate")}
         recipe["blocks"] = self.profile.quantization.blocks

@@ -112,6 +112,7 @@ class Deployed:
             made = {"model": self.weights("masked_lm"), "calibration_rows": self.profile.pruning.calibration_rows}
         exported = {"version": VERSION, "opset": edge.OPSET, "packages": packages("onnx_fp32")}
         exported |= {"reduce_range": edge.needs_reduced_range()} if how.int8 else {}
+        exported |= {"head": "int8"} if how.int8 and unit["head"] == "masked_lm" else {}  # not so in records of before
         return {"whole": made, "exported": exported}
 
     def folder(self, unit: dict) -> Path:

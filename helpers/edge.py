@@ -10,12 +10,17 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from . import InputError, quantization, records
+
+if TYPE_CHECKING:
+    import onnx
 
 OPSET = 20
 LABELS = {
@@ -79,14 +84,16 @@ def export(model: PreTrainedModel, tokenizer_from: Path, folder: Path, hidden: b
 def quantize(source: Path, folder: Path, embeddings: bool = False) -> None:
     """An exported model with its matrices, and embeddings if asked for, in 8 bits; inputs are quantized as they come.
 
-    A scale for each output channel of a matrix, one for a whole table of embeddings. Seven bits of the eight are used
-    on a processor that would otherwise overflow in adding up products (`reduce_range`: x86 without VNNI).
+    A scale for each output channel of a matrix, one for a whole table of embeddings. A head that shares the embeddings'
+    table gets its own copy: what is computed on the way, as the turned table is, stays in fp32. Seven bits of the eight
+    are used on a processor that would otherwise overflow in adding up products (`reduce_range`: x86 without VNNI).
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     graph = onnx.load(only(source))
     del graph.graph.value_info[:]  # the exporter's shapes trip ONNX Runtime's own inference of them
+    _store_what_is_turned(graph.graph)
     kinds = ["MatMul", "Gemm"] + (["Gather"] if embeddings else [])
 
     def write(path: Path) -> None:
@@ -105,6 +112,18 @@ def quantize(source: Path, folder: Path, embeddings: bool = False) -> None:
         make(folder, "onnx_int8_embeddings" if embeddings else "onnx_int8", source, write)
     finally:
         root.setLevel(level)
+
+
+def _store_what_is_turned(graph: "onnx.GraphProto") -> None:
+    """Turn stored matrices ahead, and store them so, in the place of operations that would turn them at each call."""
+    from onnx.numpy_helper import from_array, to_array
+
+    stored = {one.name: one for one in graph.initializer}
+    for node in [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in stored]:
+        order = next((list(attribute.ints) for attribute in node.attribute if attribute.name == "perm"), None)
+        turned = to_array(stored[node.input[0]]).transpose(order)
+        graph.initializer.append(from_array(np.ascontiguousarray(turned), node.output[0]))
+        graph.node.remove(node)
 
 
 def why_not() -> str | None:

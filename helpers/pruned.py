@@ -232,6 +232,7 @@ class Losses(compression.Losses):
 
     def settings(self, unit: dict) -> dict:
         own = {"packages": packages_of(unit["variant"]), "calibration_rows": self.profile.pruning.calibration_rows}
+        own |= {"head": "int8"} if way(unit["variant"]).int8 else {}  # not so in records of before
         return super().settings(unit) | own
 
     def make(self, variant: str, folder: Path) -> None:

@@ -23,9 +23,9 @@ settings+=("imdb.lengths=[128]")
 
 perplexity=(seeds="[0]" train_blocks=4 batch_size=2 draws=1 blocks=4 pseudo_blocks=1 mistake_rows=4 sentences=4 rounds=2)
 for one in "${perplexity[@]}"; do settings+=("perplexity.$one"); done
-settings+=("quantization.tasks=[sst2]" "quantization.models=[student]" "quantization.isolated=[fp32, onnx_int8]")
+settings+=("quantization.tasks=[sst2]" "quantization.models=[released]" "quantization.isolated=[fp32, onnx_int8]")
 settings+=(quantization.repeats=1 quantization.blocks=4 quantization.full_size=false)
-pruning=(tasks="[sst2]" models="[student]" weights="[0.8]" shares="[0.5]" importances="[taylor]" layers="[3]")
+pruning=(tasks="[sst2]" models="[released]" weights="[0.8]" shares="[0.5]" importances="[taylor]" layers="[3]")
 pruning+=(recovered="[taylor]" isolated="[]" calibration_rows=8)
 for one in "${pruning[@]}"; do settings+=("pruning.$one"); done
 settings+=("speed.lengths=[8, 128]" "speed.batches=[8]" "speed.depth_lengths=[128]" "speed.depths=[1, 2]" speed.runs=1)

@@ -80,6 +80,9 @@ def test_what_is_exported_gives_the_same_answers(kind, tmp_path, capfd):
     matrices = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
     embedded = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
     sizes = {folder: 1e6 * speed.size_mb(tmp_path / folder) for folder in ("fp32", "int8", "small")}
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    eight = [one for one in edge.weights(edge.only(tmp_path / "int8")) if one[2] == "int8" and len(one[1]) == 2]
+    assert len(eight) == len(linear), "every matrix, and that of a head which shares the embeddings' table"
     if kind != "masked_lm":  # there, the head is the embeddings' twin
         assert sizes["fp32"] - sizes["int8"] == pytest.approx(3 * matrices, rel=0.1)
         assert sizes["int8"] - sizes["small"] == pytest.approx(3 * embedded, rel=0.1)
