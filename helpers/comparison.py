@@ -59,7 +59,7 @@ class Comparison:
 
     def retention(self, task: str, model: str) -> tuple[float, float, float] | None:
         """What the model keeps of the teacher's score, with a 95% interval; None where the teacher's may be zero."""
-        drawn = {name: np.mean([self._drawn(t)[name] for t in self._of(task)], axis=0) for name in ("teacher", model)}
+        drawn = {name: np.mean([self.drawn(t)[name] for t in self._of(task)], axis=0) for name in ("teacher", model)}
         if significance.interval(drawn["teacher"])[0] <= 0.01:
             return None
         low, high = significance.interval(drawn[model] / drawn["teacher"])
@@ -67,7 +67,7 @@ class Comparison:
 
     def difference(self, task: str, model: str, other: str = "student") -> tuple[float, float, float]:
         """By how much the model is ahead of another, with a 95% bootstrap interval."""
-        drawn = {name: np.mean([self._drawn(t)[name] for t in self._of(task)], axis=0) for name in (model, other)}
+        drawn = {name: np.mean([self.drawn(t)[name] for t in self._of(task)], axis=0) for name in (model, other)}
         low, high = significance.interval(drawn[model] - drawn[other])
         return self.score(task, model) - self.score(task, other), low, high
 
@@ -92,7 +92,8 @@ class Comparison:
         return runs, unpack(self.cells[task, self.models[0]][0]["details"]["references"])
 
     @functools.cache  # noqa: B019 (there is one of it in a notebook)
-    def _drawn(self, task: str) -> dict[str, np.ndarray]:
+    def drawn(self, task: str) -> dict[str, np.ndarray]:
+        """Bootstrap replicates of each model's median score over seeds, on the same rows: [replicates]."""
         runs, truth = self._runs(task)
         random = np.random.default_rng(sorted(metrics.GLUE).index(task))
         return significance.resample(runs, truth, partial(metrics.quick_score, task), self.replicates, random)

@@ -5,9 +5,27 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from . import ROOT, answers, comparison, compression, deployments, language, paces, profiles, records, tables, tradeoffs
+from . import (
+    ROOT,
+    answers,
+    claims,
+    comparison,
+    compression,
+    deployments,
+    language,
+    ledger,
+    paces,
+    profiles,
+    records,
+    report,
+    tables,
+    tradeoffs,
+)
 from .downstream import unpack
 from .tables import NOTHING
+
+SHOWN = ("fp32", "fp32_recovered", "weights_80_recovered", "layers_2_recovered")  # of 07, on this page
+SHOWN += tuple(f"taylor_{percent}_recovered" for percent in (30, 50, 70))
 
 
 def blocks() -> dict[str, str]:
@@ -29,7 +47,17 @@ def blocks() -> dict[str, str]:
         nothing = f"{NOTHING} (no complete committed records yet; run {number} with the profile `laptop`)"
         answer, table = (make(found) if found else None) or (nothing, nothing)
         texts |= {f"answer-{number}": answer, f"results-{number}": table}
-    return texts
+    return texts | _report()
+
+
+def _report() -> dict[str, str]:
+    evidence = claims.Evidence(records.Workspace(profiles.load("laptop"), name="laptop"))
+    judged = ledger.judge(evidence)
+    answer = f"{report.headline(judged)}\n\n{report.questions(evidence, judged)}"
+    table = ledger.table(judged).drop(columns=["n", "source", "notebook"])
+    found = [record for one in judged if one.finding for record in one.finding.records]
+    caption = "Profile `laptop`, ours with a 95% interval; the rule for verdicts is in notebook 10. "
+    return {"answer-10": answer, "results-10": _table(table, caption + tables.data_note(found))}
 
 
 def _committed(experiment: str) -> list[dict]:
@@ -216,8 +244,9 @@ def _pruning(found: Sequence[dict]) -> tuple[str, str] | None:
         f"{change(third)}, and makes it {third['latency_times_as_fast']:.1f} times as fast; 50% followed by 8 bits "
         f"{both['latency_times_as_fast']:.1f} times, at {change(both)}."
     )
-    caption = "Profile `laptop`, SST-2, student; p: of the difference in score from the whole model. "
-    return answer, _table(tradeoffs.table(found, "sst2", "student", {}), caption + tables.data_note(own))
+    few = [record for record in own if record["unit"]["variant"].removesuffix("_int8") in SHOWN]
+    caption = "Profile `laptop`, SST-2, student, a few variants; p: of the difference in score from the whole model. "
+    return answer, _table(tradeoffs.table(few, "sst2", "student", {}), caption + tables.data_note(own))
 
 
 def _speed(found: Sequence[dict]) -> tuple[str, str] | None:

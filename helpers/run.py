@@ -112,7 +112,8 @@ def failing_cell(copy: Path) -> str:
 def run_all(notebooks: list[Notebook], execute: Callable[[Notebook], tuple[bool, str]], jobs: int) -> list[str]:
     """Run the notebooks in order, up to `jobs` side by side; the names of those that failed or were skipped.
 
-    One that times things runs alone. What doesn't need a failed notebook is run all the same.
+    One that times things runs alone. What doesn't need a failed notebook is run all the same; what comes `after` others
+    waits for them, however they end.
     """
     pending, running, finished, lost = list(notebooks), {}, set(), set()
     start = time.monotonic()
@@ -120,13 +121,16 @@ def run_all(notebooks: list[Notebook], execute: Callable[[Notebook], tuple[bool,
         while True:
             for notebook in list(pending):
                 needed = {n.name for n in notebooks if {n.number, n.name} & notebook.needs}
+                awaited = {n.name for n in notebooks if {n.number, n.name} & notebook.after}
                 alone = notebook.times or any(n.times for n in running.values())
                 if needed & lost:
                     missing = ", ".join(sorted(needed & lost))
                     tqdm.write(f"{notebook.name}  skipped: it needs {missing}", file=sys.stderr)
                     lost.add(notebook.name)
                     pending.remove(notebook)
-                elif needed <= finished and (not running or (len(running) < jobs and not alone)):
+                elif not (needed <= finished and awaited <= finished | lost):
+                    continue
+                elif not running or (len(running) < jobs and not alone):
                     running[pool.submit(execute, notebook)] = notebook
                     pending.remove(notebook)
             done, now = len(finished | lost), ", ".join(notebook.name for notebook in running.values())

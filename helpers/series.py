@@ -1,6 +1,7 @@
 """The notebooks as files: what each declares, which ones a run takes, the text generated between markers.
 
-A notebook declares in its metadata, under `series`: `needs`, the numbers of those that must finish before it;
+A notebook declares in its metadata, under `series`: `needs`, the numbers of those that must finish before it; `after`,
+of those that it waits for, whether they finish or fail;
 `times`, whether it times things and so has to run alone; `experiments`, the records it writes.
 """
 
@@ -28,6 +29,7 @@ class Notebook:
     path: Path
     parameters: frozenset[str]  # names assigned in the cell tagged `parameters`
     needs: frozenset[str]  # numbers
+    after: frozenset[str]  # numbers
     times: bool
     experiments: frozenset[str]
     imports: frozenset[str]  # modules
@@ -48,9 +50,9 @@ def read(path: Path) -> Notebook:
     lines = [line for line in ast.parse("\n".join(tagged)).body if isinstance(line, ast.Assign)]
     parameters = frozenset(ast.unparse(target) for line in lines for target in line.targets)
     series = notebook.metadata.get("series", {})
-    needs, experiments = (frozenset(series.get(key, ())) for key in ("needs", "experiments"))
+    needs, after, experiments = (frozenset(series.get(key, ())) for key in ("needs", "after", "experiments"))
     imports = frozenset().union(*(_imports(cell.source) for cell in notebook.cells if cell.cell_type == "code"))
-    return Notebook(path, parameters, needs, series.get("times", False), experiments, imports)
+    return Notebook(path, parameters, needs, after, series.get("times", False), experiments, imports)
 
 
 def _imports(source: str) -> set[str]:
@@ -97,7 +99,7 @@ def select(only: str | None = None) -> list[Notebook]:
     """
     notebooks = [read(path) for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))]
     for notebook in notebooks:
-        if late := [number for number in notebook.needs if number >= notebook.number]:
+        if late := [number for number in notebook.needs | notebook.after if number >= notebook.number]:
             raise InputError(f"{notebook.name} needs {', '.join(late)}, which does not come before it")
     if only is None:
         return notebooks

@@ -54,16 +54,25 @@ MODELS = {
 }
 
 
+def every_published() -> pd.DataFrame:
+    """All published numbers, one a row, as in results/published/.
+
+    Raises:
+        InputError: the file is missing.
+    """
+    path = PUBLISHED / "published_numbers.csv"
+    if not path.exists():
+        raise InputError(f"{path} is missing: restore it with git checkout")
+    return pd.read_csv(path, dtype={"table": str})
+
+
 def published(source: str, table: str | None = None) -> pd.DataFrame:
     """The published numbers of a source, one a row, as in results/published/.
 
     Raises:
         InputError: the file is missing, or has no such source or table.
     """
-    path = PUBLISHED / "published_numbers.csv"
-    if not path.exists():
-        raise InputError(f"{path} is missing: restore it with git checkout")
-    numbers = pd.read_csv(path, dtype={"table": str})
+    numbers = every_published()
     chosen = numbers[(numbers.source == source) & ((numbers.table == table) | (table is None))]
     if chosen.empty:
         raise InputError(f"no published numbers of {source!r}, table {table!r}")

@@ -186,6 +186,9 @@ def test_the_series_makes_records_tables_and_figures(executed):
         "09_vocabulary",
         "09_answers_masked_lm",
         "09_sst2_1",
+        "10_ledger",
+        "10_trust",
+        "10_records",
     ):
         assert f"results/mini/tables/{name}.csv" in made and f"results/mini/tables/{name}.md" in made
     figures = ("00_published_glue", "01_teacher", "01_soft_targets", "01_loss_terms", "01_heldout", "01_ablation")
@@ -204,6 +207,8 @@ def test_the_series_makes_records_tables_and_figures(executed):
         "09_shares",
         "09_cold_start",
         "07_shares",
+        "10_picture",
+        "10_reached",
     ):
         assert f"figures/mini/{name}.png" in made
     for path in SOURCES:

@@ -1,0 +1,276 @@
+"""What the report says beside its ledger: answers to a stranger's questions, slips, trust, advice, pictures."""
+
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from . import InputError, comparison, fronts, metrics, tables, tradeoffs
+from .claims import HOLDS, IN_PART, NOT, UNMEASURED, Evidence, Part
+from .language import of
+from .ledger import Judged
+from .variants import BASE
+
+COLOURS = {
+    HOLDS: (0.0, 0.45, 0.70),
+    IN_PART: (0.90, 0.62, 0.0),
+    NOT: (0.35, 0.35, 0.35),
+    UNMEASURED: (0.75, 0.75, 0.75),
+}
+COUNTED = {HOLDS: "hold", IN_PART: "hold in part", NOT: "do not hold", UNMEASURED: "were not measured"}
+TASK, MODEL = "sst2", "student"
+EIGHT, CUT, BOTH = "onnx_int8_embeddings", "taylor_50_recovered", "taylor_50_recovered_int8"
+
+
+def headline(judged: Sequence[Judged]) -> str:
+    """How many claims came out how, in a sentence."""
+    counts = Counter(one.verdict for one in judged)
+    says = [f"{counts[verdict]} {words}" for verdict, words in COUNTED.items() if counts[verdict]]
+    return f"Of {len(judged)} claims, {', '.join(says)}."
+
+
+def in_words(judged: Sequence[Judged]) -> str:
+    """How many claims hold, in part, or not, and which."""
+    lines = []
+    for verdict in (HOLDS, IN_PART, NOT, UNMEASURED):
+        names = [one.claim.text for one in judged if one.verdict == verdict]
+        if names:
+            lines.append(f"- {verdict.capitalize()} ({len(names)}): {'; '.join(names)}.")
+    return "\n".join(lines)
+
+
+def questions(evidence: Evidence, judged: Sequence[Judged]) -> str:
+    """Three questions that a stranger would ask, answered in numbers; what was not measured is said to be missing."""
+    return "\n".join(
+        f"- **{question}** {answer or tables.MISSING}"
+        for question, answer in (
+            ("Should I use int8 or structured pruning on a CPU?", _int8_or_pruning(evidence)),
+            ("Is 97% true?", _is_it_97(judged)),
+            ("What does distillation buy over just dropping layers?", _distillation(evidence)),
+        )
+    )
+
+
+def _int8_or_pruning(evidence: Evidence) -> str:
+    quantized, pruned = (of(evidence(name), task=TASK, model=MODEL) for name in ("quantization", "pruning"))
+    eight, base = of(quantized, variant=EIGHT), of(quantized, variant=BASE)
+    cut, both = of(pruned, variant=CUT), of(pruned, variant=BOTH)
+    if not (eight and cut and both and base):
+        return ""
+    whole = base[0]["metrics"]
+
+    def gains(record: dict) -> str:
+        scores = record["metrics"]
+        size, points = scores["size_mb"] / whole["size_mb"], 100 * (scores["score"] - whole["score"])
+        return f"{scores['latency_times_as_fast']:.1f} times as fast with {size:.0%} of the size, {points:+z.1f} points"
+
+    return (
+        f"Int8 first: it needs no training, and is {gains(eight[0])} on SST-2 (ONNX Runtime, embeddings too). Half of "
+        f"heads and neurons cut and recovered: {gains(cut[0])}. Both: {gains(both[0])} (the embeddings in fp32)."
+    )
+
+
+def _is_it_97(judged: Sequence[Judged]) -> str:
+    glue = next((one for one in judged if one.claim.name == "glue"), None)
+    if not glue or not glue.finding:
+        return ""
+    whole, bare = glue.finding.parts
+    return (
+        f"It {glue.verdict} here: our student keeps {_percent(whole)} of its teacher's mean score and {_percent(bare)} "
+        f"without WNLI, where guessing alone would keep {whole.none:.0f}% and {bare.none:.0f}%. The paper's own table "
+        f"gives {_paper(comparison.MACRO):.1f}% and {_paper(comparison.WITHOUT_WNLI):.1f}%."
+    )
+
+
+def _percent(part: Part) -> str:
+    return f"{part.ours:.1f}% ({part.low:.1f} to {part.high:.1f})"
+
+
+def _paper(scope: str) -> float:
+    kept = [comparison.published(model, scope, list(metrics.GLUE)) for model in ("DistilBERT", "BERT-base")]
+    return 100 * kept[0] / kept[1]
+
+
+def _distillation(evidence: Evidence) -> str:
+    graded = comparison.Comparison(evidence("glue"))
+    if not {"student", "twin"} <= set(graded.models):
+        return ""
+    points, low, high = (100 * value for value in graded.difference(comparison.MACRO, "student", "twin"))
+    clear = "clear of chance" if low > 0 or high < 0 else "not clear of chance"
+    found = {
+        r["unit"]["model"]: r["metrics"] for r in sorted(evidence("distillation"), key=lambda r: -r["unit"]["seed"])
+    }
+    closer = ""
+    if {"student", "twin"} <= found.keys():
+        ours, theirs = (found[name]["kl_to_teacher"] for name in ("student", "twin"))
+        closer = (
+            f" As a language model it is nearer to its teacher: KL {ours:.2f} where the twin has {theirs:.2f} nats."
+        )
+    return (
+        f"Against a twin that keeps the same layers of the teacher and learns from the same text without it, "
+        f"{points:+z.1f} points of the mean GLUE score ({low:+z.1f} to {high:+z.1f}), {clear}.{closer}"
+    )
+
+
+def slips() -> pd.DataFrame:
+    """What the paper and its code print that doesn't fit together, from the notes on the published numbers."""
+    try:
+        numbers = tables.every_published()
+    except InputError:
+        return pd.DataFrame()
+    own = numbers[numbers.note.notna() & numbers.source.isin(["sanh2019", "distilbert-code-readme"])]
+    where = own.source + ", " + own.table.where(~own.table.str.isdigit(), "table " + own.table)
+    what = own.model + ": " + own.metric.str.replace("_", " ")
+    return pd.DataFrame({"where": where, "what": what, "printed": own.value, "note": own.note}).set_index("where")
+
+
+def doubts() -> str:
+    """The notes on what others published, one a source and note, with how many numbers each is about."""
+    try:
+        numbers = tables.every_published()
+    except InputError as error:
+        return f"{tables.NOTHING} {error}"
+    others = numbers[numbers.note.notna() & ~numbers.source.isin(["sanh2019", "distilbert-code-readme"])]
+    counts = others.groupby(["source", "note"], sort=False).size()
+    return "Of the other sources' numbers:\n\n" + "\n".join(
+        f"- {source} ({count} number{'s' if count > 1 else ''}): {note}." for (source, note), count in counts.items()
+    )
+
+
+def holdings(evidence: Evidence) -> pd.DataFrame:
+    """A row an experiment: its records, how long they took to make, how many are of part of a data set."""
+    rows = {}
+    for folder in sorted(path for path in evidence.space.records.glob("*") if path.is_dir()):
+        own = [record["provenance"] for record in evidence(folder.name)]
+        days = sorted(one["started"][:10] for one in own)
+        partial = sum(any(source.get("partial") for source in one["data"]) for one in own)
+        rows[folder.name] = {
+            "records": f"{len(own)}",
+            "hours": f"{sum(one['seconds'] for one in own) / 3600:.1f}",
+            "of a part of the data": f"{partial}",
+            "made": " to ".join(dict.fromkeys((days[0], days[-1]))) if days else tables.NOTHING,
+        }
+    return pd.DataFrame(rows).T.rename_axis("experiment")
+
+
+def trust(judged: Sequence[Judged]) -> pd.DataFrame:
+    """A row a claim: how many records, seeds and rows it rests on, where they were measured, and what was partial."""
+    rows = {}
+    for claim, finding in judged:
+        if not finding:
+            continue
+        provenance = [record["provenance"] for record in finding.records]
+        sources = [source for own in provenance for source in own["data"]]
+        partial = sorted({f"{source['id']} {source['config']}" for source in sources if source.get("partial")})
+        seeds = {record["unit"]["seed"] for record in finding.records if "seed" in record["unit"]}
+        drawn = {model.get("weights") == "random" for own in provenance for model in own["models"]}
+        machines = {tables.describe_machine(r["provenance"], r.get("settings", {})) for r in finding.records}
+        rows[claim.text] = {
+            "verdict": Judged(claim, finding).verdict,
+            "records": f"{len(provenance)}",
+            "seeds": f"{len(seeds)}" if seeds else tables.NOTHING,
+            "only a part of": ", ".join(partial) or tables.NOTHING,
+            "weights": "trained" + "; random for size and speed" * (True in drawn) if False in drawn else "random",
+            "clean code": "no" if any(own["dirty"] for own in provenance) else "yes",
+            "measured on": "; ".join(sorted(machines)),
+        }
+    return pd.DataFrame(rows).T.rename_axis("claim")
+
+
+def _points(evidence: Evidence) -> pd.DataFrame:
+    """A row a variant of the student on SST-2, of 06 and 07, as `tradeoffs.frame` gives them; what both have, once."""
+    frames = [
+        tradeoffs.frame(
+            [record for record in of(evidence(name), task=TASK, model=MODEL) if "device" not in record["unit"]]
+        )
+        for name in ("quantization", "pruning")
+    ]
+    points = pd.concat([frame.assign(untrained=number == 0) for number, frame in enumerate(frames)])
+    points = points[~points.variant.isin([f"{BASE}_int8"])] if len(points) else points
+    return points.drop_duplicates("variant", ignore_index=True) if len(points) else points
+
+
+def advice(evidence: Evidence) -> pd.DataFrame:
+    """A row a need: the variant of the student that meets it best on SST-2, losing no more than a point."""
+    points = _points(evidence)
+    if not len(points) or BASE not in set(points.variant):
+        return pd.DataFrame()
+    base = points[points.variant == BASE].score.iloc[0]
+    near = points[points.score > base - tradeoffs.NEAR - 1e-9]
+    plain = near[near.untrained]
+    needs = {
+        "the fastest answer": near.loc[near.latency_ms.idxmin()],
+        "the smallest file": near.loc[near.size_mb.idxmin()],
+        "the fastest without any training": plain.loc[plain.latency_ms.idxmin()],
+        "the best score": points.loc[points.score.idxmax()],
+        "fp32's own answers": plain[plain.variant != BASE].sort_values("agreement").iloc[-1],
+    }
+    rows = {
+        need: {
+            "take": row.label,
+            "score (%)": f"{row.score:.1f}",
+            "points": f"{row.score - base:+z.1f}",
+            "size (MB)": f"{row.size_mb:.1f}",
+            "times as fast": f"{row.latency_times_as_fast:.2f}",
+        }
+        for need, row in needs.items()
+    }
+    return pd.DataFrame(rows).T.rename_axis("if you need")
+
+
+def reached(judged: Sequence[Judged]) -> Figure:
+    """Every number with a published figure: ours as a share of the published effect, with its interval."""
+    rows = [(one.claim, part) for one in judged if one.finding for part in one.finding.parts if part.scaled]
+    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.32 * len(rows)), layout="constrained")
+    for place, (_, part) in enumerate(rows):
+        low, middle, high = part.scaled
+        colour = COLOURS[part.verdict]
+        axes.plot([low, high], [place, place], color=colour, linewidth=2)
+        axes.plot(middle, place, "o", color=colour, markersize=6)
+    for verdict in (HOLDS, IN_PART, NOT):
+        axes.plot([], [], "o-", color=COLOURS[verdict], label=verdict)
+    for at, style in ((0, ":"), (1, "-")):
+        axes.axvline(at, color="black", linewidth=0.8, linestyle=style)
+    names = [textwrap.shorten(f"{claim.text}: {part.what}", 88, placeholder=" …") for claim, part in rows]
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
+    axes.set_xlim(-1.1, 4.1)
+    axes.invert_yaxis()
+    axes.set_xlabel("share of the published effect")
+    figure.legend(loc="outside upper center", ncols=3)
+    return figure
+
+
+def picture(evidence: Evidence) -> Figure | None:
+    """Score, speed and size of every variant of the student on SST-2, and of its teacher: the size is the area."""
+    points = _points(evidence)
+    if not len(points):
+        return None
+    figure, axes = plt.subplots(figsize=(9, 5.6), layout="constrained")
+    for name, own in points.groupby("family", sort=False):
+        style = {"color": fronts.COLOURS[name], "alpha": 0.6, "edgecolor": "white", "linewidth": 0.5}
+        axes.scatter(own.latency_ms, own.score, 4 * own.size_mb, label=name, **style)
+    best = tradeoffs.front(points, "latency_ms")
+    axes.step(best.latency_ms, best.score, where="post", color="grey", linewidth=1, zorder=0)
+    if teacher := _teacher(evidence, points):
+        axes.scatter(*teacher, 90, marker="*", color="black", label="teacher (star: not to scale)")
+    axes.set(xscale="log", xlabel="latency of one row (ms), log scale", ylabel="SST-2 accuracy (%)")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "25" else "")
+    legend = figure.legend(loc="outside lower center", ncols=4)
+    for handle in legend.legend_handles:
+        handle.set_sizes([40])
+    return figure
+
+
+def _teacher(evidence: Evidence, points: pd.DataFrame) -> tuple[float, float] | None:
+    """The teacher's latency, from the student's by the ratio that 08 measured on as many tokens, and its score."""
+    scores = [record["metrics"]["score"] for record in of(evidence("glue"), task=TASK, model="teacher")]
+    pairs = of(evidence("speed"), pair="own", threads=1, batch=1, length=128, run=0)
+    base = points[points.variant == BASE]
+    if not scores or not pairs or base.empty:
+        return None
+    return float(base.latency_ms.iloc[0]) * pairs[0]["metrics"]["times_as_fast"], 100 * float(np.median(scores))
