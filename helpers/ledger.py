@@ -81,16 +81,16 @@ def table(judged: Sequence[Judged]) -> pd.DataFrame:
     rows = []
     for one in judged:
         claim, parts = one.claim, one.finding.parts if one.finding else ()
-        head = {"claim": claim.text, "verdict": f"**{one.verdict}**"}
+        head = {"claim": f"{claim.text} ({claim.source})", "verdict": f"**{one.verdict}**"}
         (path,) = (ROOT / "notebooks").glob(f"{claim.notebook}_*.ipynb")
-        head |= {"source": claim.source, "notebook": f"[{claim.notebook}]({path.name})"}
+        head["notebook"] = f"[{claim.notebook}]({path.name})"
         if not parts:
             rows.append(head | {"ours": f"{tables.NOTHING} {claim.needs}"})
         for number, part in enumerate(parts):
-            row = head if number == 0 else {"claim": "…", "source": "", "notebook": "", "verdict": ""}
+            row = head if number == 0 else {"claim": "…", "notebook": "", "verdict": ""}
             printed = tables.NOTHING if part.printed is None else f"{part.printed:,.{part.decimals}f}"
             alone = "" if len(parts) == 1 else f": {part.verdict}"
             ours = f"{part.text}{', too wide to tell' if part.undecided else alone}"
             rows.append({"number": part.what, "published": printed, "ours": ours, "n": part.basis} | row)
-    columns = ["claim", "verdict", "number", "published", "ours", "n", "source", "notebook"]
+    columns = ["claim", "verdict", "number", "published", "ours", "n", "notebook"]
     return pd.DataFrame(rows, columns=columns, dtype=object).fillna(tables.NOTHING).set_index("claim")

@@ -1,6 +1,5 @@
 """What the report says beside its ledger: answers to a stranger's questions, slips, trust, advice, pictures."""
 
-import textwrap
 from collections import Counter
 from collections.abc import Sequence
 
@@ -225,7 +224,7 @@ def advice(evidence: Evidence) -> pd.DataFrame:
 def reached(judged: Sequence[Judged]) -> Figure:
     """Every number with a published figure: ours as a share of the published effect, with its interval."""
     rows = [(one.claim, part) for one in judged if one.finding for part in one.finding.parts if part.scaled]
-    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.32 * len(rows)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.42 * len(rows)), layout="constrained")
     for place, (_, part) in enumerate(rows):
         low, middle, high = part.scaled
         colour = COLOURS[part.verdict]
@@ -235,8 +234,7 @@ def reached(judged: Sequence[Judged]) -> Figure:
         axes.plot([], [], "o-", color=COLOURS[verdict], label=verdict)
     for at, style in ((0, ":"), (1, "-")):
         axes.axvline(at, color="black", linewidth=0.8, linestyle=style)
-    names = [textwrap.shorten(f"{claim.text}: {part.what}", 88, placeholder=" …") for claim, part in rows]
-    axes.set_yticks(range(len(rows)), names, fontsize=8)
+    axes.set_yticks(range(len(rows)), [f"{claim.text}:\n{part.what}" for claim, part in rows], fontsize=8)
     axes.set_xlim(-1.1, 4.1)
     axes.invert_yaxis()
     axes.set_xlabel("share of the published effect")
