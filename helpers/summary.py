@@ -29,7 +29,7 @@ def _page_of_text(title: str, text: str, ledger: pd.DataFrame) -> Figure:
     page.text(0.06, 0.94, "\n".join(lines), fontsize=7, va="top", linespacing=1.35)
     axes = page.add_axes((0.06, 0.03, 0.88, 0.9 - 0.0125 * len(lines)))
     axes.set_axis_off()
-    columns = {"claim": 52, "verdict": 19, "number": 62, "published": 10, "ours": 46}
+    columns = {"claim": 58, "verdict": 18, "number": 66, "published": 10, "ours": 42}
     cells = [
         [textwrap.shorten(str(row[name]).replace("**", ""), width, placeholder=" …") for name, width in columns.items()]
         for row in ledger.reset_index().to_dict("records")
@@ -39,9 +39,10 @@ def _page_of_text(title: str, text: str, ledger: pd.DataFrame) -> Figure:
         cells, colLabels=list(columns), colWidths=widths, cellLoc="left", loc="upper left", edges="horizontal"
     )
     table.auto_set_font_size(False)
-    table.set_fontsize(6)
+    table.set_fontsize(5)
     for cell in table.get_celld().values():
         cell.set_linewidth(0.3)
+        cell.PAD = 0.02
     return page
 
 
