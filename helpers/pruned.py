@@ -71,6 +71,11 @@ def ways(own: Pruning) -> list[Way]:
     return found + [Way("layers", left) for left in own.layers]
 
 
+def in_int8(own: Pruning) -> list[Way]:
+    """What is followed by 8 bits as well: the whole model, and all that is recovered but the control at random."""
+    return [one for one in (Way(BASE), *ways(own)) if one.method in (BASE, *own.recovered) and one.method != "random"]
+
+
 def label(variant: str) -> str:
     """What a variant of notebook 06 or 07 is called in tables and figures."""
     return compression.LABELS.get(variant) or way(variant).label  # the whole model's is among the former
@@ -102,9 +107,9 @@ class Pruned(Variants):
         own = profile.pruning
         self.tasks, self.models, self.apart = own.tasks, own.models, own.isolated
         found = [Way(BASE), *ways(own)]
-        followed = [one for one in found if one.method in (BASE, *own.recovered)]
-        again = [one._replace(recovered=True) for one in followed]
-        eight = [one._replace(int8=True) for one in followed + again[1:]]  # not of the whole model, trained once more
+        again = [one._replace(recovered=True) for one in found if one.method in (BASE, *own.recovered)]
+        eight = [one._replace(int8=True) for one in in_int8(own)]
+        eight += [one._replace(recovered=True) for one in eight[1:]]  # not of the whole model, trained once more
         masked = [Way("masked", _percent(share)) for share in own.masked]
         self.variants = [one.name for one in found + masked + again + eight]
         for name in self.apart or []:  # those that are no variants of these shares are left out
@@ -226,9 +231,10 @@ class Losses(compression.Losses):
 
     @property
     def variants(self) -> list[str]:
-        found = [Way(BASE), *ways(self.profile.pruning)]
-        bits = (False,) if edge.why_not() else (False, True)
-        return [one._replace(int8=int8).name for one in found for int8 in bits]
+        own = self.profile.pruning
+        followed = [] if edge.why_not() else in_int8(own)
+        found = [(one, one in followed) for one in (Way(BASE), *ways(own))]
+        return [one._replace(int8=int8).name for one, eight in found for int8 in (False, True)[: 1 + eight]]
 
     def settings(self, unit: dict) -> dict:
         own = {"packages": packages_of(unit["variant"]), "calibration_rows": self.profile.pruning.calibration_rows}

@@ -159,7 +159,7 @@ def test_the_series_makes_records_tables_and_figures(executed):
     expected["speed"] = 1 + 2 + 10  # padding; scoring and reading; large against small
     here = [name for name in compression.LABELS if not compression.why_not(name)]
     expected["quantization"] = 2 * len(here)  # the variants; the losses
-    expected["pruning"] = (1 + 1 + 3 + 1 + 1 + 2 + 3) + 2 * (1 + 1 + 3 + 1)  # the variants; the losses
+    expected["pruning"] = (1 + 1 + 3 + 1 + 1 + 2 + 3) + (1 + 1 + 3 + 1) + 2  # the variants; the losses
     expected["edge"] = 2 * 2 * 2 * 2  # heads, pruned or not, in 8 bits or not, formats
     # The grid; the mistakes, most of them at three stages, on two texts.
     expected["perplexity"] = 3 * 5 * 3 + (3 * 7 + 1) * 2 + 1
