@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import InputError, metrics, records, significance, tables
+from . import InputError, records, significance, tables
 
 HOLDS, IN_PART, NOT, UNMEASURED = "holds", "holds in part", "does not hold", "not measured here"
 ALIKE = 0.05  # of the published effect: what ours may fall short and still count as the same
@@ -97,18 +97,15 @@ class Evidence:
         self.space, self.problems = space, []
 
     def __call__(self, experiment: str) -> list[dict]:
-        """The newest record of each unit; a damaged file is named in `problems` and left out."""
-        newest = {}
+        """The newest record of each unit, as they were made; a damaged file is named in `problems` and left out."""
+        every = []
         for path in sorted((self.space.records / experiment).glob("*.json")):
             try:
-                record = records.read_record(path)
+                every.append(records.read_record(path))
             except InputError as error:
                 self.problems = list(dict.fromkeys([*self.problems, str(error)]))
-                continue
-            name = records.slug(record["unit"])
-            if name not in newest or record["provenance"]["started"] > newest[name]["provenance"]["started"]:
-                newest[name] = record
-        return list(newest.values())
+        every.sort(key=lambda record: record["provenance"]["started"])
+        return list({records.slug(record["unit"]): record for record in every}.values())
 
 
 def printed(source: str, table: str, metric: str, model: str, setup: str | None = None) -> float:
@@ -155,11 +152,3 @@ def compared(
 def basis(runs: np.ndarray) -> str:
     """How many seeds and rows there are; `runs`: [seeds, rows]."""
     return f"{len(runs)} seed{'s' if len(runs) > 1 else ''}, {runs.shape[1]:,} rows"
-
-
-def by_guessing(task: str, truth: np.ndarray) -> float:
-    """The score on a GLUE task of always giving the answer that is right most often; of a correlation, none."""
-    if task in ("cola", "stsb"):
-        return 0.0
-    guess = np.full(len(truth), np.bincount(truth.astype(int)).argmax(), dtype=float)
-    return float(metrics.quick_score(task, guess, truth))

@@ -11,6 +11,7 @@ from . import metrics, significance, tables
 from .downstream import unpack
 
 MACRO, WITHOUT_WNLI = "mean of all tasks", "… without WNLI"
+KEPT = "of the teacher's (%)"
 METRIC = {  # as table headers say them
     "matthews_correlation": "Matthews",
     "accuracy": "accuracy",
@@ -189,7 +190,8 @@ def beside(
     against: Sequence[str],
     replicates: int = 300,
 ) -> pd.DataFrame:
-    """A row a model: its score in percent with a 95% bootstrap interval, and how far it is ahead of some others.
+    """A row a model: its score in percent with a 95% bootstrap interval, also as a share of the teacher's, and how far
+    it is ahead of some others.
 
     `runs` and `score` as for `significance.resample`; p-values are of a paired permutation test.
     """
@@ -198,7 +200,9 @@ def beside(
     rows = {}
     for name, seeds in runs.items():
         low, high = (100 * value for value in significance.interval(drawn[name]))
-        row = {header: f"{middle[name]:.1f} ({low:.1f} to {high:.1f})"}
+        row = {header: f"{middle[name]:.1f} ({low:.1f} to {high:.1f})", KEPT: tables.NOTHING}
+        if "teacher" in runs:
+            row[KEPT] = f"{100 * middle[name] / middle['teacher']:.1f}"
         for other in against:
             text = tables.NOTHING
             if other in runs and other != name:

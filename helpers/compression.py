@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from . import InputError, calibration, data, edge, machine, quantization, records, runners, speed
+from . import InputError, calibration, data, edge, machine, models, quantization, records, runners, speed
 from .distillation import heldout_losses
 from .pretraining import TEACHER, Pretraining
 from .profiles import Profile, as_settings
@@ -96,6 +97,21 @@ class Exported(nn.Module):
         return hidden, logits[chosen]
 
 
+class Remembered(nn.Module):
+    """A teacher that is asked about the same blocks for each variant; its hidden states are kept, as `models.predict`
+    wants them: inputs, chosen → hidden states, logits."""
+
+    def __init__(self, teacher: PreTrainedModel):
+        super().__init__()
+        self.teacher, self.known = teacher, {}
+
+    def forward(self, inputs: dict[str, Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
+        key = inputs["input_ids"].numpy().tobytes()
+        if key not in self.known:
+            self.known[key] = models.encode(self.teacher, **inputs)
+        return self.known[key], models.vocabulary_logits(self.teacher, self.known[key][chosen])
+
+
 class Losses:
     """Units {"model", "variant"}: the three terms of the triple loss, of the pretrained student in every variant.
 
@@ -142,6 +158,10 @@ class Losses:
             edge.export(quantization.load(source, torch.device("cpu")), source, folder, hidden=True)
         return folder
 
+    @functools.cached_property
+    def teacher(self) -> Remembered:
+        return Remembered(self.pretraining.teacher.to("cpu"))
+
     def masked_blocks(self, count: int) -> list[dict]:
         """So many masked blocks of the training text, drawn once for all."""
         tokenizer, text = self.pretraining.tokenizer, self.pretraining.text.blocks
@@ -186,6 +206,6 @@ class Losses:
             size = speed.size_mb(folder)
         corpus, text = self.profile.corpus, self.pretraining.text
         blocks = text.heldout(corpus.heldout, self.count)
-        sides = model, self.pretraining.teacher.to("cpu"), blocks, self.profile.distillation
+        sides = model, self.teacher, blocks, self.profile.distillation
         scores = heldout_losses(*sides, self.pretraining.tokenizer.pad_token_id, batch_size=1) | {"size_mb": size}
         return records.Measurement(scores, text.sources, self.pretraining.sources(self.unit, plain), {})

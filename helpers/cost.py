@@ -163,11 +163,12 @@ class Cost:
 
     def _pruning(self) -> Work:
         own, experiment, found = self.profile.pruning, pruned.Pruned(self.profile, self.space), Work()
-        again = [way for way in map(pruned.way, experiment.variants) if way.recovered and not way.int8]
+        again = {name for name in experiment.variants if pruned.way(name)[2:] == (True, False)}  # recovered, not int8
         for task in own.tasks:
             recipe = dataclasses.replace(getattr(self.profile.glue.recipes, task), epochs=own.recovery.epochs)
             rows = {"train": data.OFFICIAL_ROWS["nyu-mll/glue", task]["train"]}
-            found += self._tuning(recipe, task, rows, [model for model in own.models for _ in again])
+            units = [u for u in experiment.units if u["task"] == task and u["variant"] in again and "device" not in u]
+            found += self._tuning(recipe, task, rows, [unit["model"] for unit in units])
         losses = pruned.Losses(self.profile, self.space)
         return found + self._variants(experiment) + self._losses(losses) + self._full_size(10)
 
@@ -187,7 +188,7 @@ class Cost:
     def _losses(self, experiment: compression.Losses) -> Work:
         """Of the pretrained student in each variant, beside its teacher, on the processor."""
         row = self.rates.row * self.profile.corpus.block_length / ROW
-        return Work(seconds=len(experiment.variants) * experiment.count * row * (1 + self.small))
+        return Work(seconds=experiment.count * row * (1 + len(experiment.variants) * self.small))
 
     def _pace(self) -> Work:
         rules, seconds = speed.rules(self.profile.name), 0.0

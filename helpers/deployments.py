@@ -98,23 +98,32 @@ def with_a_second_vocabulary() -> tuple[float, float]:
     return 4e-6 * models.parameters(model), 4e-6 * (models.parameters(model) + vocabulary)
 
 
-def in_words(found: Sequence[dict], head: str, threads: int) -> str:
-    """What 8 bits, the format and pruning do, in sentences that follow the numbers whichever way they fall."""
-    own = {(r["unit"]["variant"], r["unit"]["format"]): r["metrics"] for r in of(found, head=head, threads=threads)}
-    if (BASE, "onnx") not in own:
-        return ""
-    base, says, right = own[BASE, "onnx"], [], "accuracy" if head == TASK else "masked tokens right"
-    for (variant, kind), scores in own.items():
-        if kind == "onnx" and variant != BASE:
-            times = tables.with_ends(*(scores[f"latency_times_as_fast{end}"] for end in ("", "_low", "_high")))
-            change = f", {right} {100 * (scores['score'] - base['score']):+z.1f} points" if "score" in scores else ""
-            size = scores["size_mb"] / base["size_mb"]
-            says.append(f"- {pruned.way(variant).label}: {size:.0%} of the size, {times} times as fast{change}.")
-    pairs = [(scores, own[variant, "ort"]) for (variant, kind), scores in own.items() if kind == "onnx"]
-    starts = np.median([ort["cold_start_s"] / onnx["cold_start_s"] for onnx, ort in pairs])
-    loads = np.median([ort["loading_s"] / onnx["loading_s"] for onnx, ort in pairs])
-    says.append(
-        f"- The mobile format, against ONNX: loading takes {loads:.0%} of the time, a cold start {starts:.0%} "
-        f"(medians of {len(pairs)} models)."
-    )
-    return "\n".join(says)
+def gains(found: Sequence[dict], head: str, threads: int) -> pd.DataFrame:
+    """A row a variant in ONNX format: the size it leaves of the whole fp32 model's, its speed, its score's change."""
+    own = of(found, head=head, threads=threads, format="onnx")
+    base = next((record["metrics"] for record in own if record["unit"]["variant"] == BASE), None)
+    right, rows = "accuracy" if head == TASK else "masked tokens right", {}
+    for record in own if base else ():
+        scores, variant = record["metrics"], record["unit"]["variant"]
+        if variant != BASE:
+            row = {"size left (%)": f"{100 * scores['size_mb'] / base['size_mb']:.0f}"}
+            ends = (scores[f"latency_times_as_fast{end}"] for end in ("", "_low", "_high"))
+            row["times as fast"] = tables.with_ends(*ends)
+            change = 100 * (scores["score"] - base["score"]) if "score" in scores else None
+            row[f"{right} (points)"] = tables.NOTHING if change is None else f"{change:+z.1f}"
+            rows[pruned.way(variant).label] = row
+    return pd.DataFrame(rows).T.rename_axis(f"{HEADS[head]}, threads: {threads}")
+
+
+def mobile(found: Sequence[dict], threads: int) -> pd.DataFrame:
+    """A row a head: how long models in the mobile format load and start, in percent of the same in ONNX; medians."""
+    rows = {}
+    for head, name in HEADS.items():
+        own = of(found, head=head, threads=threads)
+        by_name = {(r["unit"]["variant"], r["unit"]["format"]): r["metrics"] for r in own}
+        pairs = [(by_name[v, "ort"], scores) for (v, kind), scores in by_name.items() if kind == "onnx"]
+        if pairs:
+            rows[name] = {"models": f"{len(pairs)}"}
+            for what, metric in (("loading (%)", "loading_s"), ("cold start (%)", "cold_start_s")):
+                rows[name][what] = f"{100 * np.median([ort[metric] / onnx[metric] for ort, onnx in pairs]):.0f}"
+    return pd.DataFrame(rows).T.rename_axis("mobile format, against ONNX")

@@ -1,16 +1,18 @@
 """The generated texts between markers in README and notebooks: answers and tables, from committed records alone."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from . import (
-    ROOT,
+    InputError,
     answers,
     claims,
     comparison,
     compression,
+    contents,
     deployments,
     language,
     ledger,
@@ -29,8 +31,12 @@ SHOWN += tuple(f"taylor_{percent}_recovered" for percent in (30, 50, 70))
 
 
 def blocks() -> dict[str, str]:
-    """The generated texts between markers in README and notebooks, by name; from committed records alone."""
-    texts = {"answer-00": _answer_claims()}
+    """The generated texts between markers in README and notebooks, by name; from committed records alone.
+
+    Raises:
+        InputError: one of them is damaged.
+    """
+    texts = {"answer-00": _answer_claims(), "notebooks": contents.table()}
     makers = {
         "01": ("distillation", _pretraining),
         "02": ("glue", _glue),
@@ -43,15 +49,18 @@ def blocks() -> dict[str, str]:
         "09": ("edge", _edge),
     }
     for number, (experiment, make) in makers.items():
-        found = _committed(experiment)
+        found = _evidence()(experiment)
         nothing = f"{NOTHING} (no complete committed records yet; run {number} with the profile `laptop`)"
         answer, table = (make(found) if found else None) or (nothing, nothing)
         texts |= {f"answer-{number}": answer, f"results-{number}": table}
-    return texts | _report()
+    texts |= _report()
+    if problems := _evidence().problems:
+        raise InputError(problems[0])
+    return texts
 
 
 def _report() -> dict[str, str]:
-    evidence = claims.Evidence(records.Workspace(profiles.load("laptop"), name="laptop"))
+    evidence = _evidence()
     judged = ledger.judge(evidence)
     answer = f"{report.headline(judged)}\n\n{report.questions(evidence, judged)}"
     table = ledger.table(judged).drop(columns=["n", "notebook"])
@@ -61,11 +70,10 @@ def _report() -> dict[str, str]:
     return {"answer-10": answer, "results-10": _table(table, caption)}
 
 
-def _committed(experiment: str) -> list[dict]:
-    """The newest committed record of each unit."""
-    folder = ROOT / "results" / "laptop" / "records" / experiment
-    every = sorted(map(records.read_record, folder.glob("*.json")), key=lambda record: record["provenance"]["started"])
-    return list({records.slug(record["unit"]): record for record in every}.values())
+@functools.cache
+def _evidence() -> claims.Evidence:
+    """The committed records."""
+    return claims.Evidence(records.Workspace(profiles.load("laptop"), name="laptop"))
 
 
 def _table(table: pd.DataFrame, caption: str) -> str:
@@ -99,13 +107,12 @@ def _answer_pretraining(found: Sequence[dict]) -> str:
     teacher, student, twin, random = (by_model[name]["metrics"] for name in ("teacher", "student", "twin", "random"))
     fewer = 1 - student["parameters"] / teacher["parameters"]
     cores = by_model["student"]["provenance"]["cores"]
-    gap = student["masked_lm_loss"] - twin["masked_lm_loss"]
     return (
         f"On real text, {student['training_minutes']:.0f} minutes on {cores} cores make a student with "
         f"{fewer:.0%} fewer parameters and a held-out masked-LM loss of "
         f"{student['masked_lm_loss']:.2f} nats (teacher {teacher['masked_lm_loss']:.2f}, distilled from random "
-        f"weights {random['masked_lm_loss']:.2f}). Against its undistilled twin that is {gap:+z.2f}; in KL to the "
-        f"teacher it has {student['kl_to_teacher']:.2f} where the twin has {twin['kl_to_teacher']:.2f} (one seed each)."
+        f"weights {random['masked_lm_loss']:.2f}, its undistilled twin {twin['masked_lm_loss']:.2f}). KL to the "
+        f"teacher is {student['kl_to_teacher']:.2f}, the twin's {twin['kl_to_teacher']:.2f} (one seed each)."
     )
 
 
@@ -117,7 +124,7 @@ def _glue(found: Sequence[dict]) -> tuple[str, str] | None:
     bare = {name: graded.retention(comparison.WITHOUT_WNLI, name) for name in kept}
     paper = [comparison.published(name, comparison.MACRO, graded.tasks) for name in ("DistilBERT", "BERT-base")]
     words = {
-        name: "{:.1f}% ({:.1f} to {:.1f})".format(*(100 * value for value in share)) for name, share in kept.items()
+        name: "{:.1f}% ({:.0f} to {:.0f})".format(*(100 * value for value in share)) for name, share in kept.items()
     }
     count = len(graded.seeds(graded.tasks[0], "student"))
     seeds = f"{count} fine-tuning seed{'s' if count > 1 else ''}"
@@ -201,11 +208,11 @@ def _quantization(found: Sequence[dict]) -> tuple[str, str] | None:
     base, half, best, four = (by_variant[n] for n in ("fp32", "bf16", "onnx_int8_embeddings", "bnb_nf4_double"))
 
     def against(scores: dict) -> str:
-        return f"{scores['size_mb'] / base['size_mb']:.0%} and {scores['latency_times_as_fast']:.1f} times"
+        return f"{scores['size_mb']:.1f} MB and {scores['latency_times_as_fast']:.1f} times"
 
     other = tradeoffs.clearly_other(own, "sst2", "student")
     scores = f"the scores of {', '.join(map(compression.LABELS.get, other))} differ" if other else "no score differs"
-    at_size = {record["unit"]["variant"]: record["metrics"] for record in _committed("fullsize")}
+    at_size = {record["unit"]["variant"]: record["metrics"] for record in _evidence()("fullsize")}
     large = ""
     if "onnx_int8_embeddings" in at_size:
         shown = at_size["onnx_int8_embeddings"]
@@ -214,9 +221,9 @@ def _quantization(found: Sequence[dict]) -> tuple[str, str] | None:
             f" At DistilBERT's own size, int8 with the embeddings takes {size:.0f} MB and is {times:.1f} times as fast."
         )
     answer = (
-        f"On SST-2, of {len(own) - 1} variants of the student {scores} clearly from fp32's. Size, and speed for a row, "
-        f"against fp32: int8 with the embeddings (ONNX Runtime) {against(best)}; 4 bits without them (nf4, double) "
-        f"{against(four)}; bf16 {against(half)}.{large}"
+        f"On SST-2, of all variants of the student {scores} clearly from fp32's. Size, and speed for a row against "
+        f"fp32's: int8 with the embeddings (ONNX Runtime) {against(best)}; 4 bits without them (nf4, double) "
+        f"{against(four)}; bf16 {against(half)}; fp32 has {base['size_mb']:.1f} MB.{large}"
     )
     caption = "Profile `laptop`, SST-2, student; p: of the difference in score from fp32. "
     missing = {
@@ -235,15 +242,13 @@ def _pruning(found: Sequence[dict]) -> tuple[str, str] | None:
         return None
     base, zeros, third, both = (by_variant[name] for name in names)
 
-    def change(scores: dict) -> str:
-        return f"{100 * (scores['score'] - base['score']):+z.1f} points"
+    def gets(scores: dict) -> str:
+        return f"{100 * scores['score']:.1f}% at {scores['latency_times_as_fast']:.2f} times the speed for one row"
 
     answer = (
-        f"On SST-2, setting 80% of the student's encoder weights to zero changes its score by {change(zeros)} (this "
-        f"and what follows after recovery, against the whole model trained again alike) and its speed for one row "
-        f"{zeros['latency_times_as_fast']:.2f}-fold. Cutting out 30% of heads and neurons changes it by "
-        f"{change(third)}, and makes it {third['latency_times_as_fast']:.1f} times as fast; 50% followed by 8 bits "
-        f"{both['latency_times_as_fast']:.1f} times, at {change(both)}."
+        f"On SST-2, always after a short training again, the whole student gets {100 * base['score']:.1f}%; with 80% "
+        f"of its encoder's weights zero {gets(zeros)}; with 30% of heads and neurons cut out {gets(third)}; with 50% "
+        f"cut out, and in 8 bits, {gets(both)}."
     )
     few = [record for record in own if record["unit"]["variant"].removesuffix("_int8") in SHOWN]
     caption = "Profile `laptop`, SST-2, student, a few variants; p: of the difference in score from the whole model. "

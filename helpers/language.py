@@ -146,7 +146,8 @@ def printed(metric: str = "loss", stage: str = "base") -> pd.Series:
 def mistakes_table(found: Sequence[dict], model: str) -> pd.DataFrame:
     """A row a way of scoring the model as pretrained: loss in nats (perplexity) on each text, the published ones last.
 
-    `mean of batches' perplexities` is the right way's, averaged last instead of first.
+    Beside them, how far their losses are from the published ones, as `nearest_mistakes` has it. `mean of batches'
+    perplexities` is the right way's, averaged last instead of first.
     """
     rows: dict[str, dict] = {}
     for record in of(wrong_ways(found), model=model, stage="base"):
@@ -159,7 +160,9 @@ def mistakes_table(found: Sequence[dict], model: str) -> pd.DataFrame:
     rows["published, DistilBERT"] = {
         TEXTS[text]: f"{values['loss'][text]:.2f} ({values['perplexity'][text]:,.1f})" for text in values["loss"].index
     }
-    return pd.DataFrame(rows).T.rename_axis("way of scoring")
+    for way, off in nearest_mistakes(found, model).items():
+        rows[way]["off the published losses (nats)"] = f"{off:.2f}"
+    return pd.DataFrame(rows).T.fillna(tables.NOTHING).rename_axis("way of scoring")
 
 
 def mistakes_by_stage(found: Sequence[dict], model: str) -> pd.DataFrame:
@@ -226,8 +229,10 @@ def in_words(found: Sequence[dict]) -> str:
 
 
 def _verdict(made: Change) -> str:
-    spread = f", {abs(made.mean) / made.spread:.1f} times its spread over draws and seeds" if made.spread else ""
-    return f"{made} nats: {'clear' if made.clear else 'not clear'}{spread}"
+    wide = (
+        f", and {'more' if abs(made.mean) > 2 * made.spread else 'no more'} than twice its spread over draws and seeds"
+    )
+    return f"{made} nats: {'clear' if made.clear else 'not clear'}{wide if made.spread else ''}"
 
 
 def speeds(record: dict) -> pd.DataFrame:

@@ -143,20 +143,20 @@ def in_words(rows: pd.DataFrame, large: str, small: str) -> str:
     return "\n".join(says)
 
 
-def depth_in_words(rows: pd.DataFrame, lengths: pd.DataFrame, large: str) -> str:
-    """What the fitted lines say: so much a layer, what isn't layers, and half the layers beside the small model."""
-    says = []
+def depth_table(rows: pd.DataFrame, lengths: pd.DataFrame) -> pd.DataFrame:
+    """A row a length: the fitted line, so much a layer and the rest, and half the layers beside the small model."""
+    made = {}
     for _, row in rows.iterrows():
-        whole = row.rest_ms + row.layers * row.layer_ms
-        half = whole / (row.rest_ms + row.layers / 2 * row.layer_ms)
+        whole, half = (row.rest_ms + layers * row.layer_ms for layers in (row.layers, row.layers / 2))
         same = lengths[(lengths.length == row.depth) & (lengths.threads == 1) & (lengths.run == 0)]
-        beside = f"; measured, with the small model: {same.times_as_fast.iloc[0]:.2f}" if len(same) else ""
-        says.append(
-            f"- With {int(row.depth)} tokens, a layer takes {row.layer_ms:.2f} ms and the rest {row.rest_ms:.2f} ms "
-            f"({row.rest_ms_low:.2f} to {row.rest_ms_high:.2f}), {row.rest_ms / whole:.1%} of {large}'s "
-            f"{int(row.layers)} layers. Half the layers should be {half:.2f} times as fast{beside}."
-        )
-    return "\n".join(says)
+        made[int(row.depth)] = {
+            "a layer (ms)": f"{row.layer_ms:.2f}",
+            "the rest (ms)": tables.with_ends(row.rest_ms, row.rest_ms_low, row.rest_ms_high),
+            f"the rest, of all {row.layers:.0f} layers' time (%)": f"{100 * row.rest_ms / whole:z.1f}",
+            "half the layers, by the line: times as fast": f"{whole / half:.2f}",
+            "the small model, measured": f"{same.times_as_fast.iloc[0]:.2f}" if len(same) else tables.NOTHING,
+        }
+    return pd.DataFrame(made).T.rename_axis("tokens")
 
 
 def _latencies(row, large: str, small: str) -> dict[str, str]:

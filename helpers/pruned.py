@@ -112,8 +112,15 @@ class Pruned(Variants):
         eight += [one._replace(recovered=True) for one in eight[1:]]  # not of the whole model, trained once more
         masked = [Way("masked", _percent(share)) for share in own.masked]
         self.variants = [one.name for one in found + masked + again + eight]
-        for name in self.apart or []:  # those that are no variants of these shares are left out
+        for name in (*(self.apart or ()), *(own.elsewhere or ())):  # those that are no variants here are left out
             way(name)
+
+    @property
+    def units(self) -> list[dict]:
+        few = self.profile.pruning.elsewhere
+        plain = {name: way(name)._replace(recovered=False, int8=False).name for name in self.variants}
+        every = few is None
+        return [u for u in super().units if every or u["task"] == self.tasks[0] or plain[u["variant"]] in (BASE, *few)]
 
     def label(self, variant: str) -> str:
         return label(variant)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from . import comparison, significance, tables
-from .claims import REPLICATES, Evidence, Finding, Part, basis, by_guessing, compared, printed, times
+from . import comparison, metrics, significance, tables
+from .claims import REPLICATES, Evidence, Finding, Part, basis, compared, printed, times
 from .comparison import MACRO, WITHOUT_WNLI, Comparison
 from .downstream import unpack
 from .language import BENCHMARK, change, grid, of
@@ -23,7 +23,7 @@ def glue(evidence: Evidence) -> Finding | None:
     truths = {task: unpack(graded.cells[task, "teacher"][0]["details"]["references"]) for task in graded.tasks}
     for scope, words in ((MACRO, f"{len(graded.tasks)} tasks"), (WITHOUT_WNLI, "… without WNLI")):
         tasks = [task for task in graded.tasks if scope == MACRO or task != "wnli"]
-        guessed = 100 * np.mean([by_guessing(task, truths[task]) for task in tasks])
+        guessed = 100 * np.mean([metrics.by_guessing(task, truths[task]) for task in tasks])
         none = guessed / graded.score(scope, "teacher")
         kept = [100 * value for value in graded.retention(scope, "student")]
         what = f"kept of the teacher's mean score, {words} (%)"

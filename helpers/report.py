@@ -9,20 +9,21 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from . import InputError, comparison, fronts, metrics, tables, tradeoffs
-from .claims import HOLDS, IN_PART, NOT, UNMEASURED, Evidence, Part
+from .claims import HOLDS, IN_PART, NOT, UNMEASURED, Evidence
 from .language import of
 from .ledger import Judged
 from .variants import BASE
 
-COLOURS = {
-    HOLDS: (0.0, 0.45, 0.70),
-    IN_PART: (0.90, 0.62, 0.0),
-    NOT: (0.35, 0.35, 0.35),
-    UNMEASURED: (0.75, 0.75, 0.75),
-}
+COLOURS = {HOLDS: (0.0, 0.45, 0.70), IN_PART: (0.90, 0.62, 0.0), NOT: (0.35, 0.35, 0.35)}
 COUNTED = {HOLDS: "hold", IN_PART: "hold in part", NOT: "do not hold", UNMEASURED: "were not measured"}
 TASK, MODEL = "sst2", "student"
 EIGHT, CUT, BOTH = "onnx_int8_embeddings", "taylor_50_recovered", "taylor_50_recovered_int8"
+# What the rows of `answers` are called.
+BOTH_WAYS = {"int8": "int8", "cut": "half of heads and neurons cut", "both": "half cut, and int8"}
+KEPT, BARE = "kept of the teacher's mean GLUE score (%)", "… without WNLI (%)"
+SCOPES = (comparison.MACRO, comparison.WITHOUT_WNLI)
+GAP = "student ahead of its twin, mean of GLUE (points)"
+CLOSE, TWIN = "KL to the teacher, student (nats)", "KL to the teacher, twin (nats)"
 
 
 def headline(judged: Sequence[Judged]) -> str:
@@ -42,77 +43,97 @@ def in_words(judged: Sequence[Judged]) -> str:
     return "\n".join(lines)
 
 
+def answers(evidence: Evidence, judged: Sequence[Judged]) -> pd.DataFrame:
+    """The numbers that `questions` answers with, a row each; those that were not measured are left out."""
+    counts = Counter(one.verdict for one in judged)
+    rows = {"claims": len(judged)} | {f"… that {words}": counts[verdict] for verdict, words in COUNTED.items()}
+    rows |= _int8_or_pruning(evidence) | _is_it_97(judged) | _distillation(evidence)
+    return pd.DataFrame({"ours": pd.Series(rows, dtype=object)}).rename_axis("number")
+
+
 def questions(evidence: Evidence, judged: Sequence[Judged]) -> str:
     """Three questions that a stranger would ask, answered in numbers; what was not measured is said to be missing."""
-    return "\n".join(
-        f"- **{question}** {answer or tables.MISSING}"
-        for question, answer in (
-            ("Should I use int8 or structured pruning on a CPU?", _int8_or_pruning(evidence)),
-            ("Is 97% true?", _is_it_97(judged)),
-            ("What does distillation buy over just dropping layers?", _distillation(evidence)),
+    own = answers(evidence, judged).ours
+    int8 = whole = taught = tables.MISSING
+    if f"{BOTH_WAYS['both']}: times as fast" in own:
+        gains = {
+            name: f"{own[f'{label}: times as fast']} times as fast with {own[f'{label}: size (%)']}% of the size, "
+            f"{own[f'{label}: SST-2 (points)']} points on SST-2"
+            for name, label in BOTH_WAYS.items()
+        }
+        faster = float(own[f"{BOTH_WAYS['int8']}: times as fast"]) > float(own[f"{BOTH_WAYS['cut']}: times as fast"])
+        first = "Int8 first: it needs no training, and is" if faster else "Cutting is faster, but needs training. Int8:"
+        int8 = (
+            f"{first} {gains['int8']} (ONNX Runtime, embeddings too). Half of heads and neurons cut and recovered: "
+            f"{gains['cut']}. Both: {gains['both']} (the embeddings in fp32)."
         )
-    )
+    if KEPT in own:
+        verdict = next(one.verdict for one in judged if one.claim.name == "glue")
+        whole = (
+            f"It {verdict} here: our student keeps {own[KEPT]}% of its teacher's mean score, and {own[BARE]}% without "
+            f"WNLI, where guessing alone would keep {own[f'{KEPT}, by guessing']}% and {own[f'{BARE}, by guessing']}%. "
+            f"The paper's own table gives {own[f'{KEPT}, published']}% and {own[f'{BARE}, published']}%."
+        )
+    if GAP in own:
+        low, high = (float(end) for end in own[GAP].partition("(")[2].removesuffix(")").split(" to "))
+        clear = "clear of chance" if low > 0 or high < 0 else "not clear of chance"
+        taught = (
+            "Against a twin that keeps the same layers of the teacher and learns from the same text without it, "
+            f"{own[GAP]} points of the mean GLUE score, {clear}."
+        )
+        if CLOSE in own:
+            taught += f" As a language model it is {own[CLOSE]} nats from its teacher (KL), the twin {own[TWIN]}."
+    lines = {
+        "Should I use int8 or structured pruning on a CPU?": int8,
+        "Is 97% true?": whole,
+        "What does distillation buy over just dropping layers?": taught,
+    }
+    return "\n".join(f"- **{question}** {answer}" for question, answer in lines.items())
 
 
-def _int8_or_pruning(evidence: Evidence) -> str:
+def _int8_or_pruning(evidence: Evidence) -> dict[str, str]:
     quantized, pruned = (of(evidence(name), task=TASK, model=MODEL) for name in ("quantization", "pruning"))
-    eight, base = of(quantized, variant=EIGHT), of(quantized, variant=BASE)
-    cut, both = of(pruned, variant=CUT), of(pruned, variant=BOTH)
-    if not (eight and cut and both and base):
-        return ""
-    whole = base[0]["metrics"]
-
-    def gains(record: dict) -> str:
+    base = of(quantized, variant=BASE)
+    found = of(quantized, variant=EIGHT), of(pruned, variant=CUT), of(pruned, variant=BOTH)
+    if not base or not all(found):
+        return {}
+    whole, rows = base[0]["metrics"], {}
+    for label, (record,) in zip(BOTH_WAYS.values(), found, strict=True):
         scores = record["metrics"]
-        size, points = scores["size_mb"] / whole["size_mb"], 100 * (scores["score"] - whole["score"])
-        return f"{scores['latency_times_as_fast']:.1f} times as fast with {size:.0%} of the size, {points:+z.1f} points"
-
-    return (
-        f"Int8 first: it needs no training, and is {gains(eight[0])} on SST-2 (ONNX Runtime, embeddings too). Half of "
-        f"heads and neurons cut and recovered: {gains(cut[0])}. Both: {gains(both[0])} (the embeddings in fp32)."
-    )
+        rows[f"{label}: times as fast"] = f"{scores['latency_times_as_fast']:.1f}"
+        rows[f"{label}: size (%)"] = f"{100 * scores['size_mb'] / whole['size_mb']:.0f}"
+        rows[f"{label}: SST-2 (points)"] = f"{100 * (scores['score'] - whole['score']):+z.1f}"
+    return rows
 
 
-def _is_it_97(judged: Sequence[Judged]) -> str:
+def _is_it_97(judged: Sequence[Judged]) -> dict[str, str]:
     glue = next((one for one in judged if one.claim.name == "glue"), None)
-    if not glue or not glue.finding:
-        return ""
-    whole, bare = glue.finding.parts
-    return (
-        f"It {glue.verdict} here: our student keeps {_percent(whole)} of its teacher's mean score and {_percent(bare)} "
-        f"without WNLI, where guessing alone would keep {whole.none:.0f}% and {bare.none:.0f}%. The paper's own table "
-        f"gives {_paper(comparison.MACRO):.1f}% and {_paper(comparison.WITHOUT_WNLI):.1f}%."
-    )
+    rows = {}
+    for name, part, scope in (
+        zip((KEPT, BARE), glue.finding.parts, SCOPES, strict=True) if glue and glue.finding else ()
+    ):
+        paper = [comparison.published(model, scope, list(metrics.GLUE)) for model in ("DistilBERT", "BERT-base")]
+        rows[name] = part.text
+        rows[f"{name}, by guessing"] = f"{part.none:.0f}"
+        rows[f"{name}, published"] = f"{100 * paper[0] / paper[1]:.1f}"
+    return rows
 
 
-def _percent(part: Part) -> str:
-    return f"{part.ours:.1f}% ({part.low:.1f} to {part.high:.1f})"
-
-
-def _paper(scope: str) -> float:
-    kept = [comparison.published(model, scope, list(metrics.GLUE)) for model in ("DistilBERT", "BERT-base")]
-    return 100 * kept[0] / kept[1]
-
-
-def _distillation(evidence: Evidence) -> str:
+def _distillation(evidence: Evidence) -> dict[str, str]:
     graded = comparison.Comparison(evidence("glue"))
     if not {"student", "twin"} <= set(graded.models):
-        return ""
-    points, low, high = (100 * value for value in graded.difference(comparison.MACRO, "student", "twin"))
-    clear = "clear of chance" if low > 0 or high < 0 else "not clear of chance"
-    found = {
-        r["unit"]["model"]: r["metrics"] for r in sorted(evidence("distillation"), key=lambda r: -r["unit"]["seed"])
+        return {}
+    ahead = (100 * value for value in graded.difference(comparison.MACRO, "student", "twin"))
+    rows = {GAP: "{:+z.1f} ({:+z.1f} to {:+z.1f})".format(*ahead)}
+    first = sorted(evidence("distillation"), key=lambda record: -record["unit"]["seed"])
+    close = {
+        record["unit"]["model"]: record["metrics"]["kl_to_teacher"]
+        for record in first
+        if "teacher" not in record["unit"]["model"]
     }
-    closer = ""
-    if {"student", "twin"} <= found.keys():
-        ours, theirs = (found[name]["kl_to_teacher"] for name in ("student", "twin"))
-        closer = (
-            f" As a language model it is nearer to its teacher: KL {ours:.2f} where the twin has {theirs:.2f} nats."
-        )
-    return (
-        f"Against a twin that keeps the same layers of the teacher and learns from the same text without it, "
-        f"{points:+z.1f} points of the mean GLUE score ({low:+z.1f} to {high:+z.1f}), {clear}.{closer}"
-    )
+    if {"student", "twin"} <= close.keys():
+        rows |= {CLOSE: f"{close['student']:.2f}", TWIN: f"{close['twin']:.2f}"}
+    return rows
 
 
 def slips() -> pd.DataFrame:
@@ -157,7 +178,7 @@ def holdings(evidence: Evidence) -> pd.DataFrame:
 
 
 def trust(judged: Sequence[Judged]) -> pd.DataFrame:
-    """A row a claim: how many records, seeds and rows it rests on, where they were measured, and what was partial."""
+    """A row a claim: how many records and seeds it rests on, where they were measured, and what was partial."""
     rows = {}
     for claim, finding in judged:
         if not finding:
@@ -180,7 +201,7 @@ def trust(judged: Sequence[Judged]) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("claim")
 
 
-def _points(evidence: Evidence) -> pd.DataFrame:
+def points(evidence: Evidence) -> pd.DataFrame:
     """A row a variant of the student on SST-2, of 06 and 07, as `tradeoffs.frame` gives them; what both have, once."""
     frames = [
         tradeoffs.frame(
@@ -188,26 +209,29 @@ def _points(evidence: Evidence) -> pd.DataFrame:
         )
         for name in ("quantization", "pruning")
     ]
-    points = pd.concat([frame.assign(untrained=number == 0) for number, frame in enumerate(frames)])
-    points = points[~points.variant.isin([f"{BASE}_int8"])] if len(points) else points
-    return points.drop_duplicates("variant", ignore_index=True) if len(points) else points
+    found = pd.concat([frame.assign(trained=number > 0) for number, frame in enumerate(frames)])
+    if not len(found):
+        return found
+    found.loc[found.variant == BASE, "trained"] = False
+    return found[found.variant != f"{BASE}_int8"].drop_duplicates("variant", ignore_index=True)
 
 
 def advice(evidence: Evidence) -> pd.DataFrame:
     """A row a need: the variant of the student that meets it best on SST-2, losing no more than a point."""
-    points = _points(evidence)
-    if not len(points) or BASE not in set(points.variant):
+    every = points(evidence)
+    if not len(every) or BASE not in set(every.variant):
         return pd.DataFrame()
-    base = points[points.variant == BASE].score.iloc[0]
-    near = points[points.score > base - tradeoffs.NEAR - 1e-9]
-    plain = near[near.untrained]
+    base = every[every.variant == BASE].score.iloc[0]
+    near = every[every.score > base - tradeoffs.NEAR - 1e-9]
+    plain = near[~near.trained]
     needs = {
         "the fastest answer": near.loc[near.latency_ms.idxmin()],
         "the smallest file": near.loc[near.size_mb.idxmin()],
         "the fastest without any training": plain.loc[plain.latency_ms.idxmin()],
-        "the best score": points.loc[points.score.idxmax()],
-        "fp32's own answers": plain[plain.variant != BASE].sort_values("agreement").iloc[-1],
+        "the best score": every.loc[every.score.idxmax()],
     }
+    if len(plain) > 1:
+        needs["fp32's own answers"] = plain[plain.variant != BASE].sort_values("agreement").iloc[-1]
     rows = {
         need: {
             "take": row.label,
@@ -244,16 +268,16 @@ def reached(judged: Sequence[Judged]) -> Figure:
 
 def picture(evidence: Evidence) -> Figure | None:
     """Score, speed and size of every variant of the student on SST-2, and of its teacher: the size is the area."""
-    points = _points(evidence)
-    if not len(points):
+    every = points(evidence)
+    if not len(every):
         return None
     figure, axes = plt.subplots(figsize=(9, 5.6), layout="constrained")
-    for name, own in points.groupby("family", sort=False):
+    for name, own in every.groupby("family", sort=False):
         style = {"color": fronts.COLOURS[name], "alpha": 0.6, "edgecolor": "white", "linewidth": 0.5}
         axes.scatter(own.latency_ms, own.score, 4 * own.size_mb, label=name, **style)
-    best = tradeoffs.front(points, "latency_ms")
+    best = tradeoffs.front(every, "latency_ms")
     axes.step(best.latency_ms, best.score, where="post", color="grey", linewidth=1, zorder=0)
-    if teacher := _teacher(evidence, points):
+    if teacher := _teacher(evidence, every):
         axes.scatter(*teacher, 90, marker="*", color="black", label="teacher (star: not to scale)")
     axes.set(xscale="log", xlabel="latency of one row (ms), log scale", ylabel="SST-2 accuracy (%)")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")

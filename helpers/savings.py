@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from . import comparison, deployments
-from .claims import TIMED, Evidence, Finding, Part, basis, by_guessing, compared, counted, printed, times
+from . import comparison, deployments, metrics
+from .claims import TIMED, Evidence, Finding, Part, basis, compared, counted, printed, times
 from .downstream import unpack
 from .language import of
 from .variants import BASE
@@ -142,7 +142,7 @@ def _kept(found: Sequence[dict], variant: str, model: str, setup: str = "CPU Xeo
         return None
     runs = {name: unpack(record["details"]["predictions"])[None] for name, record in own.items()}
     truth = unpack(own[BASE]["details"]["references"])
-    guess = by_guessing("sst2", truth)
+    guess = metrics.by_guessing("sst2", truth)
 
     def kept(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         return (one - guess) / (other - guess)

@@ -29,7 +29,7 @@ COLUMNS = {
     "cosine_loss": Column("1 − cosine to teacher", 3, min),
     "masked_token_accuracy": Column("masked tokens right (%)", 1, max, 100),
     "cloze_accuracy": Column("cloze facts right (%)", 1, max, 100),
-    "parameters": Column("parameters (million)", 3, None, 1e-6),
+    "parameters": Column("parameters (million)", 2, None, 1e-6),
     "size_mb": Column("weights (MB)", 1, None),
     "training_minutes": Column("training (minutes)", 1, None),
     "training_tokens": Column("tokens seen (million)", 2, None, 1e-6),

@@ -63,7 +63,10 @@ def table(found: Sequence[dict], task: str, model: str, missing: dict[str, str])
     for record in own:
         scores, variant = record["metrics"], record["unit"]["variant"]
         row = {"score (%)": f"{100 * scores['score']:.1f}", "agrees with fp32 (%)": f"{100 * scores['agreement']:.1f}"}
-        row["p"] = tables.NOTHING if record is base or base is None else _p(p_value(record, base))
+        other = record is not base and base is not None
+        change = 100 * (scores["score"] - base["metrics"]["score"]) if other else 0
+        row["against fp32 (points)"] = f"{change:+z.1f}" if other else tables.NOTHING
+        row["p"] = _p(p_value(record, base)) if other else tables.NOTHING
         row["size (MB)"] = f"{scores['size_mb']:,.1f}"
         row["weights in memory (MB)"] = _number(scores, "footprint_mb", 1)
         row["peak memory (MB)"] = _number(scores, "peak_memory_mb", 0)
@@ -158,34 +161,29 @@ def hardly_better(found: Sequence[dict]) -> str:
     """On which tasks the whole model is so near to always giving the commoner answer that scores say little."""
     says = []
     for record in of(found, variant=BASE):
-        unit, ahead = record["unit"], 100 * record["metrics"]["score"] - _commoner(record)
-        if ahead < HARDLY:
+        unit, score, lazy = record["unit"], 100 * record["metrics"]["score"], _commoner(record)
+        if score - lazy < HARDLY:
             says.append(
-                f"- On {unit['task']} the {tables.MODELS[unit['model']]} in fp32 is {ahead:+.1f} points from what the "
-                "commoner answer scores if it is always given: there is little to lose, so a score there says little."
+                f"- On {unit['task']} the {tables.MODELS[unit['model']]} in fp32 scores {score:.1f}, and the commoner "
+                f"answer, always given, {lazy:.1f}: there is little to lose, so a score there says little."
             )
     return "\n".join(says)
 
 
 def _commoner(record: dict) -> float:
     """The score in percent of always giving the answer that is right most often."""
-    truth = unpack(record["details"]["references"])
-    guess = np.full(len(truth), np.bincount(truth.astype(int)).argmax(), dtype=float)
-    return 100 * float(metrics.quick_score(record["unit"]["task"], guess, truth))
+    return 100 * metrics.by_guessing(record["unit"]["task"], unpack(record["details"]["references"]))
 
 
-def repeats(found: Sequence[dict]) -> str:
-    """How far ratios of speed are apart that were measured twice: the same model's shapes, on two tasks."""
+def repeats(found: Sequence[dict]) -> pd.DataFrame:
+    """A row a model: how far ratios of speed are apart that were measured twice, the same shapes on two tasks."""
     rows = frame(found)
     if not len(rows) or rows.task.nunique() < 2:
-        return ""
+        return pd.DataFrame()
     ratios = rows.pivot_table(index=["model", "variant"], columns="task", values="latency_times_as_fast").dropna()
-    apart = 100 * (ratios.max(axis=1) / ratios.min(axis=1) - 1)
-    return (
-        f"- One row has as many tokens on either task, so every ratio was measured twice, in separate runs: they are "
-        f"{apart.median():.1f}% apart in the median and {apart.max():.1f}% at most. Intervals are of one run each, and "
-        "leave that out."
-    )
+    apart = (100 * (ratios.max(axis=1) / ratios.min(axis=1) - 1)).groupby("model")
+    made = {"variants": apart.size(), "median (%)": apart.median().round(1), "at most (%)": apart.max().round(1)}
+    return pd.DataFrame(made).rename(index=tables.MODELS).rename_axis("apart")
 
 
 def instructions(found: Sequence[dict]) -> str:

@@ -54,6 +54,7 @@ def test_the_table_has_a_row_a_variant_and_one_for_what_is_missing(found):
     assert list(table.index[:1]) == ["fp32"] and table.loc["fp32", "p"] == tables.NOTHING
     slow = table.loc["fp4 (bitsandbytes)"]
     assert slow["p"] == "< 0.01" and slow["times as fast, one row"] == "0.50 (0.45 to 0.55)"
+    assert slow["against fp32 (points)"] == "-20.0" and table.loc["fp32", "against fp32 (points)"] == tables.NOTHING
     assert float(table.loc["int8, linear layers (PyTorch dynamic)", "p"]) > 0.5
     assert table.loc["fp32", "peak memory (MB)"] == "90" and slow["peak memory (MB)"] == tables.NOTHING
     assert table.loc["fp32", "cold start, of it imports (s)"] == "2.50, 2.25"
@@ -91,16 +92,18 @@ def test_every_task_and_model_in_one_table(found):
     assert table.loc["fp4 (bitsandbytes)", "mrpc, student: score (%)"] == tables.NOTHING
     assert table.loc["always the commoner answer", "sst2, student: score (%)"] == "50.0"
     assert table.loc["always the commoner answer", "mrpc, student: score (%)"] == f"{50 * (3 / 4 + 6 / 7):.1f}"
-    assert "they are 5.0% apart in the median and 10.0% at most" in tradeoffs.repeats(found + pair)
+    twice = tradeoffs.repeats(found + pair)
+    assert twice.loc["student"].to_dict() == {"variants": 2, "median (%)": 5.0, "at most (%)": 10.0}
     low = record("fp32", 38)  # right on 81%
     low |= {
         "unit": low["unit"] | {"task": "mrpc"},
         "details": low["details"] | {"references": pair[0]["details"]["references"]},
     }
     words = tradeoffs.hardly_better([*found, low])
-    assert words.startswith("- On mrpc the student in fp32 is +0.6 points from") and "sst2" not in words
+    assert words.startswith("- On mrpc the student in fp32 scores 81.0, and the commoner answer, always given, 80.4:")
+    assert "sst2" not in words
     assert tradeoffs.hardly_better(found + pair) == tradeoffs.hardly_better([]) == ""
-    assert tradeoffs.repeats(found) == "" and tradeoffs.everything([]).empty
+    assert tradeoffs.repeats(found).empty and tradeoffs.everything([]).empty
     assert "avx2, avx512_vnni." in tradeoffs.instructions(found) and tradeoffs.instructions([]) == ""
 
 

@@ -42,7 +42,7 @@ def test_what_is_timed_costs_what_the_rules_say(tmp_path, monkeypatch):
     row = 0.5 / 2  # of the student
     short = row * 13 / 128
     variants = 2 * 10 * row + 2 * 10 * 32 * short + 200 * short
-    losses = 40 * 0.5 * 48 / 128 * 1.5
+    losses = 24 * 0.5 * 48 / 128 * 1.5
     assert found == pytest.approx((variants + losses) / 60)
     alone = minutes(tmp_path, monkeypatch, **own | {"quantization__isolated": ["fp32"]})["06"]
     assert alone - found == pytest.approx(cost.PROCESS / 60)

@@ -80,14 +80,16 @@ def test_tables_follow_the_records(found):
     assert deployments.table(found, "masked_lm", 1).empty and deployments.answers([], "sst2").empty
 
 
-def test_shares_and_sentences(found):
+def test_shares_and_gains(found):
     shares = deployments.relative(found, "sst2", 1)
     assert shares.loc["taylor_50_int8", ["latency", "size"]].tolist() == [0.25, 0.25]
     assert shares.loc["taylor_50_int8", "latency_low"] < 0.25 < shares.loc["taylor_50_int8", "latency_high"]
-    words = deployments.in_words(found, "sst2", 1)
-    assert "int8: 25% of the size, 4.00 (3.60 to 4.40) times as fast, accuracy -30.0 points." in words
-    assert "loading takes 50% of the time, a cold start 80% (medians of 2 models)" in words
-    assert deployments.in_words(found[2:], "sst2", 1) == "" and deployments.relative([], "sst2", 1).empty
+    (gained,) = deployments.gains(found, "sst2", 1).to_dict("records")
+    assert gained == {"size left (%)": "25", "times as fast": "4.00 (3.60 to 4.40)", "accuracy (points)": "-30.0"}
+    (started,) = deployments.mobile(found, 1).to_dict("records")
+    assert started == {"models": "2", "loading (%)": "50", "cold start (%)": "80"}
+    assert deployments.gains(found[2:], "sst2", 1).empty and deployments.mobile([], 1).empty
+    assert deployments.relative([], "sst2", 1).empty
 
 
 def test_the_published_table_is_read_as_shares():

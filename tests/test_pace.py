@@ -145,9 +145,12 @@ def test_time_by_depth_is_a_constant_and_so_much_a_layer(tmp_path, monkeypatch):
     assert scores["layer_ms"] == pytest.approx(5) and scores["rest_ms"] == pytest.approx(3)
     assert scores["layers_4_ms"] == pytest.approx(23) and scores["rest_ms_low"] == pytest.approx(3)
     row, lengths = paces.frame([{"unit": unit, "metrics": scores}]), paces.frame([latency(8, 0, 1.7)])
-    words = paces.depth_in_words(row, lengths, "BERT")
-    assert "a layer takes 5.00 ms and the rest 3.00 ms (3.00 to 3.00), 13.0% of BERT's 4 layers" in words
-    assert "Half the layers should be 1.77 times as fast; measured, with the small model: 1.70." in words
+    line = paces.depth_table(row, lengths).loc[8]
+    assert line["a layer (ms)"] == "5.00" and line["the rest (ms)"] == "3.00 (3.00 to 3.00)"
+    assert line["the rest, of all 4 layers' time (%)"] == "13.0"
+    assert line["half the layers, by the line: times as fast"] == "1.77"
+    assert line["the small model, measured"] == "1.70"
+    assert paces.depth_table(row, lengths[:0]).loc[8, "the small model, measured"] == tables.NOTHING
 
 
 def latency(length: int, run: int, times: float, threads: int = 1, batch: int = 1) -> dict:

@@ -326,6 +326,7 @@ def test_the_nearest_mistake_is_found_among_all_records():
     assert "Nearest to the published losses of both texts: **padding scored**, off by 0.40" in words and "hint" in words
     table = language.mistakes_table(found, "student")
     assert table.loc["published, DistilBERT", "WikiText-2"] == "9.84 (18,764.7)"
+    assert table.loc["padding scored", "off the published losses (nats)"] == "0.40"
     assert language.mistakes_by_stage(found, "student").loc["padding scored", "WikiText-2: in 8 bits"] == "-9.44"
     assert language.grid(found) == found[:1]
 

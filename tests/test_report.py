@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sklearn
 
-from helpers import ROOT, claims, ledger, profiles, qualities, records, report, savings, summary, tables
+from helpers import ROOT, claims, ledger, metrics, profiles, qualities, records, report, savings, summary, tables
 from helpers.claims import HOLDS, IN_PART, NOT, UNMEASURED, Part
 from helpers.downstream import pack
 
@@ -109,10 +109,10 @@ def test_parameters_are_counted(evidence):
 def test_what_guessing_scores_is_as_scikit_learn_has_it():
     truth = np.array([1.0] * 7 + [0.0] * 3)
     ones = np.ones(10)
-    assert claims.by_guessing("sst2", truth) == pytest.approx(sklearn.accuracy_score(truth, ones))
+    assert metrics.by_guessing("sst2", truth) == pytest.approx(sklearn.accuracy_score(truth, ones))
     mean = (sklearn.accuracy_score(truth, ones) + sklearn.f1_score(truth, ones)) / 2
-    assert claims.by_guessing("mrpc", truth) == pytest.approx(mean)
-    assert claims.by_guessing("cola", truth) == sklearn.matthews_corrcoef(truth, ones) == 0
+    assert metrics.by_guessing("mrpc", truth) == pytest.approx(mean)
+    assert metrics.by_guessing("cola", truth) == sklearn.matthews_corrcoef(truth, ones) == 0
 
 
 def test_what_is_kept_of_a_lead_over_guessing(evidence):
@@ -157,7 +157,7 @@ def test_advice_is_among_those_that_lose_no_more_than_a_point():
     evidence = claims.Evidence(records.Workspace(profiles.load("laptop"), name="laptop"))
     made = report.advice(evidence)
     assert (made.points.astype(float) > -1.05).all()
-    points = report._points(evidence)
+    points = report.points(evidence)
     near = points[points.score > points[points.variant == "fp32"].score.iloc[0] - 1]
     assert made.loc["the smallest file", "take"] == near.loc[near.size_mb.idxmin()].label
     assert pd.to_numeric(made["size (MB)"]).min() == pytest.approx(near.size_mb.min(), abs=0.05)

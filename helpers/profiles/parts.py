@@ -239,6 +239,7 @@ class Pruning:
     recovery: Recovery
     calibration_rows: Positive = 256  # training rows by which importance is judged
     isolated: list[str] | None = None  # variants whose memory and cold start are measured; None: all
+    elsewhere: list[str] | None = None  # what is taken away on tasks after the first, as in taylor_50; None: all of it
 
 
 @dataclass(frozen=True, config=STRICT)
