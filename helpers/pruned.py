@@ -72,8 +72,8 @@ def ways(own: Pruning) -> list[Way]:
 
 
 def in_int8(own: Pruning) -> list[Way]:
-    """What is followed by 8 bits as well: the whole model, and all that is recovered but the control at random."""
-    return [one for one in (Way(BASE), *ways(own)) if one.method in (BASE, *own.recovered) and one.method != "random"]
+    """What is followed by 8 bits as well: the whole model, and what is recovered."""
+    return [one for one in (Way(BASE), *ways(own)) if one.method in (BASE, *own.recovered)]
 
 
 def label(variant: str) -> str:
@@ -107,9 +107,9 @@ class Pruned(Variants):
         own = profile.pruning
         self.tasks, self.models, self.apart = own.tasks, own.models, own.isolated
         found = [Way(BASE), *ways(own)]
-        again = [one._replace(recovered=True) for one in found if one.method in (BASE, *own.recovered)]
-        eight = [one._replace(int8=True) for one in in_int8(own)]
-        eight += [one._replace(recovered=True) for one in eight[1:]]  # not of the whole model, trained once more
+        followed = in_int8(own)
+        again = [one._replace(recovered=True) for one in followed]
+        eight = [one._replace(int8=True) for one in followed + again[1:]]  # not of the whole model, trained once more
         masked = [Way("masked", _percent(share)) for share in own.masked]
         self.variants = [one.name for one in found + masked + again + eight]
         for name in (*(self.apart or ()), *(own.elsewhere or ())):  # those that are no variants here are left out

@@ -1,14 +1,14 @@
-"""What the report says beside its ledger: answers to a stranger's questions, slips, trust, advice, pictures."""
+"""What the report says beside its ledger: answers to a stranger's questions, slips, trust, one picture."""
 
 from collections import Counter
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from . import InputError, comparison, fronts, metrics, tables, tradeoffs
+from . import InputError, comparison, metrics, tables
+from .choices import MODEL, TASK
 from .claims import HOLDS, IN_PART, NOT, UNMEASURED, Evidence
 from .language import of
 from .ledger import Judged
@@ -16,7 +16,6 @@ from .variants import BASE
 
 COLOURS = {HOLDS: (0.0, 0.45, 0.70), IN_PART: (0.90, 0.62, 0.0), NOT: (0.35, 0.35, 0.35)}
 COUNTED = {HOLDS: "hold", IN_PART: "hold in part", NOT: "do not hold", UNMEASURED: "were not measured"}
-TASK, MODEL = "sst2", "student"
 EIGHT, CUT, BOTH = "onnx_int8_embeddings", "taylor_50_recovered", "taylor_50_recovered_int8"
 # What the rows of `answers` are called.
 BOTH_WAYS = {"int8": "int8", "cut": "half of heads and neurons cut", "both": "half cut, and int8"}
@@ -70,16 +69,17 @@ def questions(evidence: Evidence, judged: Sequence[Judged]) -> str:
     if KEPT in own:
         verdict = next(one.verdict for one in judged if one.claim.name == "glue")
         whole = (
-            f"It {verdict} here: our student keeps {own[KEPT]}% of its teacher's mean score, and {own[BARE]}% without "
-            f"WNLI, where guessing alone would keep {own[f'{KEPT}, by guessing']}% and {own[f'{BARE}, by guessing']}%. "
-            f"The paper's own table gives {own[f'{KEPT}, published']}% and {own[f'{BARE}, published']}%."
+            f"It {verdict} here: our student keeps {_with_unit(own[KEPT], '%')} of its teacher's mean score, and "
+            f"{_with_unit(own[BARE], '%')} without WNLI, where guessing alone would keep "
+            f"{own[f'{KEPT}, by guessing']}% and {own[f'{BARE}, by guessing']}%. The paper's own table gives "
+            f"{own[f'{KEPT}, published']}% and {own[f'{BARE}, published']}%."
         )
     if GAP in own:
         low, high = (float(end) for end in own[GAP].partition("(")[2].removesuffix(")").split(" to "))
         clear = "clear of chance" if low > 0 or high < 0 else "not clear of chance"
         taught = (
             "Against a twin that keeps the same layers of the teacher and learns from the same text without it, "
-            f"{own[GAP]} points of the mean GLUE score, {clear}."
+            f"{_with_unit(own[GAP], ' points')} of the mean GLUE score, {clear}."
         )
         if CLOSE in own:
             taught += f" As a language model it is {own[CLOSE]} nats from its teacher (KL), the twin {own[TWIN]}."
@@ -89,6 +89,11 @@ def questions(evidence: Evidence, judged: Sequence[Judged]) -> str:
         "What does distillation buy over just dropping layers?": taught,
     }
     return "\n".join(f"- **{question}** {answer}" for question, answer in lines.items())
+
+
+def _with_unit(value: str, unit: str) -> str:
+    """The unit after the value, and before its interval."""
+    return value.replace(" (", f"{unit} (", 1)
 
 
 def _int8_or_pruning(evidence: Evidence) -> dict[str, str]:
@@ -201,50 +206,6 @@ def trust(judged: Sequence[Judged]) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("claim")
 
 
-def points(evidence: Evidence) -> pd.DataFrame:
-    """A row a variant of the student on SST-2, of 06 and 07, as `tradeoffs.frame` gives them; what both have, once."""
-    frames = [
-        tradeoffs.frame(
-            [record for record in of(evidence(name), task=TASK, model=MODEL) if "device" not in record["unit"]]
-        )
-        for name in ("quantization", "pruning")
-    ]
-    found = pd.concat([frame.assign(trained=number > 0) for number, frame in enumerate(frames)])
-    if not len(found):
-        return found
-    found.loc[found.variant == BASE, "trained"] = False
-    return found[found.variant != f"{BASE}_int8"].drop_duplicates("variant", ignore_index=True)
-
-
-def advice(evidence: Evidence) -> pd.DataFrame:
-    """A row a need: the variant of the student that meets it best on SST-2, losing no more than a point."""
-    every = points(evidence)
-    if not len(every) or BASE not in set(every.variant):
-        return pd.DataFrame()
-    base = every[every.variant == BASE].score.iloc[0]
-    near = every[every.score > base - tradeoffs.NEAR - 1e-9]
-    plain = near[~near.trained]
-    needs = {
-        "the fastest answer": near.loc[near.latency_ms.idxmin()],
-        "the smallest file": near.loc[near.size_mb.idxmin()],
-        "the fastest without any training": plain.loc[plain.latency_ms.idxmin()],
-        "the best score": every.loc[every.score.idxmax()],
-    }
-    if len(plain) > 1:
-        needs["fp32's own answers"] = plain[plain.variant != BASE].sort_values("agreement").iloc[-1]
-    rows = {
-        need: {
-            "take": row.label,
-            "score (%)": f"{row.score:.1f}",
-            "points": f"{row.score - base:+z.1f}",
-            "size (MB)": f"{row.size_mb:.1f}",
-            "times as fast": f"{row.latency_times_as_fast:.2f}",
-        }
-        for need, row in needs.items()
-    }
-    return pd.DataFrame(rows).T.rename_axis("if you need")
-
-
 def reached(judged: Sequence[Judged]) -> Figure:
     """Every number with a published figure: ours as a share of the published effect, with its interval."""
     rows = [(one.claim, part) for one in judged if one.finding for part in one.finding.parts if part.scaled]
@@ -264,35 +225,3 @@ def reached(judged: Sequence[Judged]) -> Figure:
     axes.set_xlabel("share of the published effect")
     figure.legend(loc="outside upper center", ncols=3)
     return figure
-
-
-def picture(evidence: Evidence) -> Figure | None:
-    """Score, speed and size of every variant of the student on SST-2, and of its teacher: the size is the area."""
-    every = points(evidence)
-    if not len(every):
-        return None
-    figure, axes = plt.subplots(figsize=(9, 5.6), layout="constrained")
-    for name, own in every.groupby("family", sort=False):
-        style = {"color": fronts.COLOURS[name], "alpha": 0.6, "edgecolor": "white", "linewidth": 0.5}
-        axes.scatter(own.latency_ms, own.score, 4 * own.size_mb, label=name, **style)
-    best = tradeoffs.front(every, "latency_ms")
-    axes.step(best.latency_ms, best.score, where="post", color="grey", linewidth=1, zorder=0)
-    if teacher := _teacher(evidence, every):
-        axes.scatter(*teacher, 90, marker="*", color="black", label="teacher (star: not to scale)")
-    axes.set(xscale="log", xlabel="latency of one row (ms), log scale", ylabel="SST-2 accuracy (%)")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "25" else "")
-    legend = figure.legend(loc="outside lower center", ncols=4)
-    for handle in legend.legend_handles:
-        handle.set_sizes([40])
-    return figure
-
-
-def _teacher(evidence: Evidence, points: pd.DataFrame) -> tuple[float, float] | None:
-    """The teacher's latency, from the student's by the ratio that 08 measured on as many tokens, and its score."""
-    scores = [record["metrics"]["score"] for record in of(evidence("glue"), task=TASK, model="teacher")]
-    pairs = of(evidence("speed"), pair="own", threads=1, batch=1, length=128, run=0)
-    base = points[points.variant == BASE]
-    if not scores or not pairs or base.empty:
-        return None
-    return float(base.latency_ms.iloc[0]) * pairs[0]["metrics"]["times_as_fast"], 100 * float(np.median(scores))

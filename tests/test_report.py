@@ -7,7 +7,20 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sklearn
 
-from helpers import ROOT, claims, ledger, metrics, profiles, qualities, records, report, savings, summary, tables
+from helpers import (
+    ROOT,
+    choices,
+    claims,
+    ledger,
+    metrics,
+    profiles,
+    qualities,
+    records,
+    report,
+    savings,
+    summary,
+    tables,
+)
 from helpers.claims import HOLDS, IN_PART, NOT, UNMEASURED, Part
 from helpers.downstream import pack
 
@@ -69,7 +82,7 @@ def test_without_records_every_claim_says_what_it_needs(evidence):
     assert made.ours.str.fullmatch("– (run .*|needs a (GPU|phone))").all()
     assert (made.published == "–").all(), "nothing is filled in"
     assert report.questions(evidence, judged).count(tables.MISSING) == 3
-    assert report.picture(evidence) is None and report.advice(evidence).empty and report.trust(judged).empty
+    assert choices.picture(evidence) is None and choices.advice(evidence).empty and report.trust(judged).empty
 
 
 def test_the_newest_record_of_a_unit_counts_and_a_damaged_one_is_named(evidence):
@@ -155,9 +168,9 @@ def test_the_committed_ledger_is_whole(tmp_path):
 
 def test_advice_is_among_those_that_lose_no_more_than_a_point():
     evidence = claims.Evidence(records.Workspace(profiles.load("laptop"), name="laptop"))
-    made = report.advice(evidence)
+    made = choices.advice(evidence)
     assert (made.points.astype(float) > -1.05).all()
-    points = report.points(evidence)
+    points = choices.points(evidence)
     near = points[points.score > points[points.variant == "fp32"].score.iloc[0] - 1]
     assert made.loc["the smallest file", "take"] == near.loc[near.size_mb.idxmin()].label
     assert pd.to_numeric(made["size (MB)"]).min() == pytest.approx(near.size_mb.min(), abs=0.05)
