@@ -21,9 +21,10 @@ for recipe in "${recipes[@]}"; do
 done
 settings+=("imdb.lengths=[128]")
 
-perplexity=(seeds="[0]" train_blocks=4 batch_size=2 draws=1 blocks=4 pseudo_blocks=1 mistake_rows=4 sentences=4 rounds=2)
+perplexity=(models="[released]" seeds="[0]" train_blocks=4 batch_size=2 draws=1 blocks=4 pseudo_blocks=1 mistake_rows=4 sentences=4 rounds=2)
 for one in "${perplexity[@]}"; do settings+=("perplexity.$one"); done
 settings+=("quantization.tasks=[sst2]" "quantization.models=[released]" "quantization.isolated=[fp32, onnx_int8]")
+settings+=("quantization.variants=[torch_int8, bnb_nf4, onnx_int8]" quantization.length=32 quantization.batch_size=4)
 settings+=(quantization.repeats=1 quantization.blocks=4 quantization.full_size=false)
 pruning=(tasks="[sst2]" models="[released]" weights="[0.8]" shares="[0.5]" importances="[taylor]" layers="[3]")
 pruning+=(recovered="[taylor]" isolated="[]" calibration_rows=8)
