@@ -201,7 +201,7 @@ def beside(
     for name, seeds in runs.items():
         low, high = (100 * value for value in significance.interval(drawn[name]))
         row = {header: f"{middle[name]:.1f} ({low:.1f} to {high:.1f})", KEPT: tables.NOTHING}
-        if "teacher" in runs:
+        if middle.get("teacher"):
             row[KEPT] = f"{100 * middle[name] / middle['teacher']:.1f}"
         for other in against:
             text = tables.NOTHING

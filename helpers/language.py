@@ -229,10 +229,11 @@ def in_words(found: Sequence[dict]) -> str:
 
 
 def _verdict(made: Change) -> str:
-    wide = (
-        f", and {'more' if abs(made.mean) > 2 * made.spread else 'no more'} than twice its spread over draws and seeds"
-    )
-    return f"{made} nats: {'clear' if made.clear else 'not clear'}{wide if made.spread else ''}"
+    says = f"{made} nats: {'clear' if made.clear else 'not clear'}"
+    if made.spread is None:
+        return says
+    wide = "more" if abs(made.mean) > 2 * made.spread else "no more"
+    return f"{says}, and {wide} than twice its spread over draws and seeds"
 
 
 def speeds(record: dict) -> pd.DataFrame:

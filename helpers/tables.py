@@ -131,7 +131,7 @@ class Shown:
     """A table with its caption, which Jupyter shows as HTML and readers of the file as Markdown."""
 
     def __init__(self, table: pd.DataFrame, caption: str):
-        self.table, self.caption = table.reset_index(), caption
+        self.table, self.caption = table.reset_index(), caption.strip()
 
     def _repr_markdown_(self) -> str:
         if self.table.empty:

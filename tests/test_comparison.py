@@ -96,6 +96,19 @@ def test_published_scores_are_those_of_table_1():
     assert comparison.published("DistilBERT", comparison.MACRO, nine) == pytest.approx(77.0, abs=0.05)
 
 
+def test_scores_stand_beside_each_other_and_as_shares_of_the_teachers():
+    truth, runs = (
+        np.zeros(4),
+        {"teacher": np.array([[1.0, 1.0, 1.0, 0.0]]), "student": np.array([[1.0, 0.0, 0.0, 0.5]])},
+    )
+    table = comparison.beside(runs, truth, comparison.share_right, "F1 (%)", ["teacher"], replicates=50)
+    assert table.loc["student", "F1 (%)"].startswith("37.5 (") and list(table[comparison.KEPT]) == ["100.0", "50.0"]
+    assert table.loc["student", "ahead of the teacher (points)"].startswith("-37.5 (p = ")
+    for model in (runs | {"teacher": np.zeros((1, 4))}, {"student": runs["student"]}):  # knows nothing; isn't there
+        table = comparison.beside(model, truth, comparison.share_right, "F1 (%)", [], replicates=50)
+        assert set(table[comparison.KEPT]) == {tables.NOTHING}
+
+
 def test_published_numbers_stand_beside_each_other_as_printed():
     study = tables.published_beside("reproducibility-extension-challenge", "edge", "^baseline|^int8")
     assert list(study.index) == ["baseline; CPU", "int8 dynamic; CPU"]

@@ -305,6 +305,17 @@ def test_a_change_is_paired_and_takes_the_seeds_that_both_have():
     assert after[:3] == pytest.approx((0.1, 0.1, 0.1)) and after.spread == pytest.approx(0, abs=1e-9)
     assert language.change(found, "student", "wikitext", "gsm8k") is None
     assert language.change(found, "twin", "wikitext", "wikitext") is None
+    for record in found:
+        record["metrics"] |= {"masked_lm_loss": 3.0, "perplexity": 20.0}
+    words = language.in_words(found)
+    assert (
+        "fine-tuning on WikiText-2 changes it by -1.500 (-1.500 to -1.500) nats: clear, and more than twice its"
+        in words
+    )
+    one_draw = [
+        record | {"details": record["details"] | {"draws": record["details"]["draws"][:1]}} for record in found[:2]
+    ]
+    assert language.in_words(one_draw).endswith("nats: clear."), "no spread is known"
 
 
 def test_the_nearest_mistake_is_found_among_all_records():
