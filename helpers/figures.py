@@ -53,17 +53,18 @@ def style() -> None:
 def show(space: Workspace, name: str, figure: Figure, caption: str) -> None:
     """Keep a figure as figures/<profile>/<name>.png and display it with its caption, which is its alt text too."""
     space.figures.mkdir(parents=True, exist_ok=True)
-    picture = BytesIO()
+    picture, dpi = BytesIO(), plt.rcParams["savefig.dpi"]
     if engine := figure.get_layout_engine():  # lay out once: to save a figure that still has its engine draws it twice
         engine.execute(figure)
         figure.set_layout_engine("none")
-    figure.savefig(picture, format="png")
+    figure.savefig(picture, format="rgba", dpi=dpi)
     plt.close(figure)
     said, path = PngInfo(), space.figures / f"{name}.png"
     said.add_text("Description", caption)
-    with PIL.Image.open(picture) as drawn:  # 256 colours of its own are enough for any figure here, at half the size
-        plain = drawn.convert("RGB").quantize(256, dither=PIL.Image.Dither.NONE)
-        plain.save(path, pnginfo=said, dpi=drawn.info["dpi"])
+    # 256 colours of its own are enough for any figure here, at half the size.
+    size = tuple(int(inches * dpi) for inches in figure.get_size_inches())
+    drawn = PIL.Image.frombytes("RGBA", size, picture.getvalue()).convert("RGB")
+    drawn.quantize(256, dither=PIL.Image.Dither.NONE).save(path, pnginfo=said, dpi=(dpi, dpi))
     display(
         Image(path.read_bytes(), width=min(900, 90 * figure.get_figwidth())), metadata={"image/png": {"alt": caption}}
     )
