@@ -23,7 +23,7 @@ def there(name):
 
 missing = [name for name in dict.fromkeys(names) if not there(name)]
 print("packages that are missing here, and what needs them is skipped:", ", ".join(missing) or "none")
-if "pytest" in missing:
-    sys.exit("error: pytest is needed: pip install pytest")
+if without := {"torch", "pytest"} & set(missing):
+    sys.exit(f"error: needed and not there: {', '.join(sorted(without))}; PYTHON=… names another interpreter")
 PYTHON
 exec "$python" -m pytest -p no:cacheprovider -rs --durations=10 tests/gpu "$@"
