@@ -1,16 +1,23 @@
 #!/usr/bin/env bash
-# Sets up what is missing, then checks the style and passes the tests. Arguments go to pytest.
+# Sets up what is missing, then checks the style and passes the tests. Arguments go to pytest; --quick, the first of
+# them, leaves out what runs the series, asks the Hub or times things: for use while working.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
-source helpers/environment.sh
+source tools/environment.sh
 set_up requirements.txt tests/requirements.txt
 "$python" -m ruff check --output-format concise .
 "$python" -m ruff format --check .
-# First side by side, a file each; then one by one what may have nothing beside it. A thread that waits must not spin.
-beside=0 alone=0
-OMP_WAIT_POLICY=passive "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not alone" "$@" || beside=$?
-"$python" -m pytest -m alone "$@" || alone=$?
+beside() { # beside MARKS ARGUMENTS...: side by side, a file each; a thread that waits must not spin
+  OMP_WAIT_POLICY=passive "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile -m "$@"
+}
+if [[ ${1:-} == --quick ]]; then
+  beside "not alone and not series and not hub" "${@:2}"
+  exit
+fi
+several=0 alone=0
+beside "not alone" "$@" || several=$?
+"$python" -m pytest -m alone "$@" || alone=$? # then one by one what may have nothing beside it
 none=5 # of the tests asked for: pytest's exit code
-((beside == none)) && exit "$alone"
-((alone == none)) && exit "$beside"
-exit $((beside || alone))
+((several == none)) && exit "$alone"
+((alone == none)) && exit "$several"
+exit $((several || alone))

@@ -12,6 +12,10 @@ REPOSITORY = "OWNER/distilbert-remeasured"
 class InputError(ValueError):
     """Something the user gave cannot be used. The message is one line: what was wrong, what is expected, what to do."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: the line alone, without the way that it took."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 for _name in ("torchao", "torch.utils._pytree"):  # transformers imports torchao: it names kernels that aren't for here
     logging.getLogger(_name).setLevel(logging.ERROR)

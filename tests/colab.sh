@@ -33,18 +33,22 @@ git -C "$clone" -c user.name=someone -c user.email=someone@example.org commit -q
 
 echo "running the set-up cell in an empty folder" >&2
 mkdir "$work/content"
-"$image" - "$clone/notebooks/00_start_here.ipynb" >"$work/cell.py" <<'PYTHON'
+cat >"$work/cell.py" <<'PYTHON'
 import json, sys
+from IPython.core.interactiveshell import InteractiveShell
 
 cells = json.load(open(sys.argv[1]))["cells"]
-print(*("".join(cell["source"]) for cell in cells if "setup" in cell["metadata"].get("tags", [])))
+(cell,) = ("".join(cell["source"]) for cell in cells if "setup" in cell["metadata"].get("tags", []))
+InteractiveShell.instance().run_cell(cell).raise_error()
+import helpers
 PYTHON
-(cd "$work/content" && "$image" "$work/cell.py")
+export PATH=$work/image/bin:$PATH COLAB_RELEASE_TAG=stand-in
+(cd "$work/content" && PYTHONPATH=. "$image" "$work/cell.py" "$clone/notebooks/00_start_here.ipynb")
 "$image" -m pip freeze >"$work/after.txt"
 changed=$(grep -vxFf "$work/after.txt" "$work/before.txt" || true)
 [[ -z $changed ]] || fail "the set-up cell changed what the image has:" $changed
 echo "what the image has is as it was; beside it now:" $(grep -vxFf "$work/before.txt" "$work/after.txt") >&2
 
 cd "$work/content/distilbert-remeasured"
-PATH=$work/image/bin:$PATH COLAB_RELEASE_TAG=stand-in ./run_all.sh
+./run_all.sh
 [[ -z $(git status --porcelain) ]] || fail "the run left something that git sees: $(git status --porcelain)"

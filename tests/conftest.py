@@ -1,16 +1,20 @@
 """What the tests share: a teacher small enough to train in seconds, and text for it."""
 
+import ast
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "0" if "HF_ENDPOINT" in os.environ else "1")  # no network in the tests
 
 import helpers  # noqa: F401, I001 (before transformers, whose imports it keeps quiet)
+import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
-from helpers import data
+from helpers.data import encoding
+from helpers.measure import records
 
 torch.set_num_threads(1)
 
@@ -52,4 +56,60 @@ def cut(tokenizer) -> list[np.ndarray]:
     """Blocks of different lengths."""
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(WORDS, size)) for size in random.integers(5, 60, size=40)]
-    return data.blocks(texts, tokenizer, 24)
+    return encoding.blocks(texts, tokenizer, 24)
+
+
+@pytest.fixture(scope="session")
+def frame():
+    """The newest records of an experiment as a table: `frame(space, "glue")`; the whole ones are in `record`."""
+
+    def read(space, experiment):
+        found = records.Evidence(space)(experiment)
+        return pd.DataFrame([record["unit"] | record["metrics"] | {"record": record} for record in found])
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def one_by_one():
+    """Pseudo-log-likelihoods by definition: `one_by_one(model, ids, tokenizer, within_word)`, one copy at a time."""
+
+    def hidden(model, ids, tokenizer, within_word: bool) -> np.ndarray:
+        found = np.full(len(ids), np.nan)
+        words = tokenizer.convert_ids_to_tokens(ids.tolist())
+        head = getattr(model, "vocab_transform", None) or model.cls  # it scores each token by itself: one is enough
+        for place in range(1, len(ids) - 1):
+            copied, end = ids.copy(), place + 1
+            while within_word and words[end].startswith("##"):
+                end += 1
+            copied[place:end] = tokenizer.mask_token_id
+            with torch.no_grad(), head.register_forward_pre_hook(lambda _, given, at=place: (given[0][:, [at]],)):
+                logits = model(input_ids=torch.tensor(copied)[None], attention_mask=torch.ones(1, len(ids))).logits
+            found[place] = logits[0, 0].double().log_softmax(-1)[ids[place]].item()
+        return found
+
+    return hidden
+
+
+@pytest.fixture(scope="session")
+def page():
+    """What a notebook's own cells define: `page("05_perplexity", "stages_in_words")`, after its imports."""
+
+    def defined(name: str, *wanted: str) -> list:
+        made = {}
+        for cell in nbformat.read(helpers.ROOT / f"notebooks/{name}.ipynb", as_version=4).cells:
+            if cell.cell_type != "code" or cell.source.lstrip().startswith(("!", "%")) or "\n%" in cell.source:
+                continue
+            for node in ast.parse(cell.source).body:
+                names = [node.name] if isinstance(node, ast.FunctionDef) else []
+                targets = [*getattr(node, "targets", ()), getattr(node, "target", None)]
+                names += [t.id for t in targets if isinstance(t, ast.Name) and t.id.isupper()]
+                if (
+                    isinstance(node, ast.Import | ast.ImportFrom)
+                    or set(names) & {*wanted}
+                    or any(map(str.isupper, names))
+                ):
+                    exec(compile(ast.unparse(node), name, "exec"), made)
+        return [made[one] for one in wanted]
+
+    return defined

@@ -6,23 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import (
-    InputError,
-    data,
-    machine,
-    metrics,
-    models,
-    perplexity,
-    pretraining,
-    profiles,
-    records,
-    squad,
-    stages,
-    students,
-    trials,
-)
+from helpers import InputError, profiles
+from helpers.data import encoding, hub
+from helpers.experiments import pretraining, squad
+from helpers.measure import machine, metrics, records
+from helpers.models import checkpoints, distillation, masked_lm
 
-pytestmark = pytest.mark.skipif("HF_ENDPOINT" not in os.environ, reason="HF_ENDPOINT is not set: no Hub to load from")
+NO_HUB = "HF_ENDPOINT" not in os.environ
+pytestmark = [pytest.mark.hub, pytest.mark.skipif(NO_HUB, reason="HF_ENDPOINT is not set: no Hub to load from")]
 FEW = {"corpus.train_blocks": 20, "corpus.heldout_blocks": 4, "corpus.curve_blocks": 2}
 
 
@@ -36,7 +27,7 @@ def threads():
 
 
 def test_a_checkpoint_without_a_head_is_recognised_and_its_revision_known():
-    model, tokenizer, source = models.load_masked_lm("sentence-transformers/all-MiniLM-L6-v2")
+    model, tokenizer, source = checkpoints.load_masked_lm("sentence-transformers/all-MiniLM-L6-v2")
     assert not source["head"] and source["weights"] == "pretrained" and len(source["revision"]) == 40
     assert model.dtype == torch.float32 and len(tokenizer) == 30_522
     with pytest.raises(InputError, match="has no masked-LM head: give it one in teacher_training"):
@@ -46,24 +37,24 @@ def test_a_checkpoint_without_a_head_is_recognised_and_its_revision_known():
 
 def test_a_part_of_a_data_set_is_marked():
     profile = profiles.load("laptop")
-    _, whole = data.load(profile, "Salesforce/wikitext", "wikitext-2-v1", "train")
+    _, whole = hub.load(profile, "Salesforce/wikitext", "wikitext-2-v1", "train")
     assert whole["rows"] == {"train": 36_718} and whole["partial"] is False and whole["revision"]
-    dataset, part = data.load(profile, "Salesforce/wikitext", "wikitext-2-raw-v1", "train")
+    dataset, part = hub.load(profile, "Salesforce/wikitext", "wikitext-2-raw-v1", "train")
     assert part["partial"] is (len(dataset) < 36_718)
 
 
 def test_what_the_hub_does_not_have_is_refused():
     with pytest.raises(InputError, match="'nobody/nothing': the Hub has no model of that name"):
-        models.fetch("nobody/nothing")
+        checkpoints.fetch("nobody/nothing")
     with pytest.raises(InputError, match="'nobody/nothing'"):
-        data.load(profiles.load("laptop"), "nobody/nothing", "main", "train")
+        hub.load(profiles.load("laptop"), "nobody/nothing", "main", "train")
 
 
 def test_unknown_words_are_never_masked():
     profile = profiles.load("laptop", FEW)
-    tokenizer = models.load_tokenizer(profile.teacher)
-    blocks, _ = data.corpus_blocks(profile, tokenizer, "wikitext-2-v1", "train", cap=200)
-    masking = data.Masking(tokenizer)
+    tokenizer = checkpoints.load_tokenizer(profile.teacher)
+    blocks, _ = encoding.corpus_blocks(profile, tokenizer, "wikitext-2-v1", "train", cap=200)
+    masking = encoding.Masking(tokenizer)
     assert sum((block == tokenizer.unk_token_id).sum() for block in blocks) > 100
     for block in blocks:
         assert (masking(block)[1] != tokenizer.unk_token_id).all()
@@ -81,17 +72,18 @@ def test_two_steps_of_t4_at_full_size(tmp_path):
     random = measured.models[0]["revision"].startswith(records.RANDOM_REVISION)
     assert space.name == ("t4-random" if random else "t4")
     assert measured.models[0]["weights"] == ("random" if random else "pretrained")
-    assert models.parameters(made.teacher) == 109_514_298
+    assert checkpoints.parameters(made.teacher) == 109_514_298
 
 
 @pytest.mark.parametrize(("split", "lost"), [("train", 1), ("validation", 62)])
-def test_every_answer_of_squad_comes_back_or_ends_within_a_token(split, lost):
+def test_every_answer_of_squad_comes_back_or_ends_within_a_token(split, lost, page):
     """Of 8,079 and of 18,216 different answers; the few that don't are "8" for "18" and the like."""
     profile = profiles.load("laptop")
-    tokenizer = models.load_tokenizer(profile.teacher)
-    dataset, _ = data.load(profile, "rajpurkar/squad", "plain_text", split)
+    tokenizer = checkpoints.load_tokenizer(profile.teacher)
+    dataset, _ = hub.load(profile, "rajpurkar/squad", "plain_text", split)
     cut = squad.windows(dataset, tokenizer, profile.squad.recipe.length, profile.squad.stride)
-    missing = squad.lost_answers(dataset, cut)
+    (lost_answers,) = page("04_squad", "lost_answers")
+    missing = lost_answers(dataset, cut)
     assert len(missing) == lost
     for _, answer, nearest in missing:
         assert answer in nearest and len(nearest) > len(answer), "a token reaches beyond it; none is out of sight"
@@ -108,7 +100,7 @@ def test_squad_scores_are_torchmetrics_on_the_whole_dev_set():
     """Question by question, on answers cut too short or too long."""
     from torchmetrics.functional.text import squad as reference
 
-    dataset, _ = data.load(profiles.load("laptop"), "rajpurkar/squad", "plain_text", "validation")
+    dataset, _ = hub.load(profiles.load("laptop"), "rajpurkar/squad", "plain_text", "validation")
     random, apart, right = np.random.default_rng(0), [], []
     for name, context, gold in zip(dataset["id"], dataset["context"], dataset["answers"], strict=True):
         start, text = gold["answer_start"][-1], gold["text"][-1]
@@ -124,20 +116,18 @@ def test_squad_scores_are_torchmetrics_on_the_whole_dev_set():
     assert 0.2 < np.mean(right) < 0.8 and len(right) == 10_570
 
 
-def test_real_sentences_all_together_are_one_token_at_a_time(tmp_path):
+def test_real_sentences_all_together_are_one_token_at_a_time(one_by_one):
     """200 sentences of WikiText-2, cut short, and a student of a real encoder: both ways against their plain loops."""
-    from test_perplexity import hidden_one_by_one
-
     profile = profiles.load("laptop")
-    teacher, tokenizer, _ = models.load_masked_lm(profile.teacher)
-    student = students.from_teacher(teacher, [0, 5])
-    cut, _ = trials.Scoring(stages.Stages(profile, records.Workspace(profile, str(tmp_path)))).sentences()
+    teacher, tokenizer, _ = checkpoints.load_masked_lm(profile.teacher)
+    student = distillation.from_teacher(teacher, [0, 5])
+    cut, _ = encoding.sentences(profile, tokenizer, 200)
     assert len(cut) == 200
     shortened = [np.append(ids[:-1][:11], tokenizer.sep_token_id) for ids in cut]
-    found = perplexity.pseudo_log_likelihoods(student, shortened, tokenizer)
+    found = masked_lm.pseudo_log_likelihoods(student, shortened, tokenizer)
     for number, ids in enumerate(shortened):
-        alone = hidden_one_by_one(student, ids, tokenizer, within_word=False)
+        alone = one_by_one(student, ids, tokenizer, within_word=False)
         np.testing.assert_allclose(found.alone[number][1:-1], alone[1:-1], rtol=1e-4)
         if any(piece.startswith("##") for piece in tokenizer.convert_ids_to_tokens(ids.tolist())):
-            alone = hidden_one_by_one(student, ids, tokenizer, within_word=True)
+            alone = one_by_one(student, ids, tokenizer, within_word=True)
         np.testing.assert_allclose(found.within_word[number][1:-1], alone[1:-1], rtol=1e-4)

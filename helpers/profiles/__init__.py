@@ -4,51 +4,312 @@ A profile is a YAML file beside this module, read into the frozen dataclasses be
 for a run under its dotted name, as in `load("mini", {"distillation.seeds": [0, 1]})`.
 """
 
-import copy
 import dataclasses
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from .. import InputError
-from .parts import (  # noqa: F401 (a part's name goes with its profile)
-    Ablation,
-    Architecture,
-    Corpus,
-    Distillation,
-    Edge,
-    Glue,
-    Imdb,
-    Padding,
-    Perplexity,
-    Profile,
-    Pruning,
-    Quantization,
-    Recipe,
-    Recipes,
-    Speed,
-    Squad,
-    TeacherTraining,
-    Training,
-)
 
 FOLDER = Path(__file__).parent
 NAMES = ("mini", "laptop", "t4", "paper")
+STRICT = ConfigDict(extra="forbid")
+
+
+def _read_number(value: Any) -> Any:
+    """YAML takes 2e-4 for a string (it wants 2.0e-4): read it as the number it is meant to be."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+Count = Annotated[int, Strict(), Field(ge=0)]
+Positive = Annotated[int, Strict(), Field(ge=1)]
+Number = Annotated[float, Strict(), BeforeValidator(_read_number), Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[Number, Field(le=1)]
+Rate = Annotated[Number, Field(gt=0)]
+Below = Annotated[Number, Field(gt=0, lt=1)]  # a share that leaves something
+Length = Annotated[Positive, Field(le=512)]  # in tokens; no model here takes more
+Some = Field(min_length=1)
+Seeds = Annotated[list[Count], Some]
+Task = Literal["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli"]
+Tasks = Annotated[list[Task], Some]
+Student = Literal["student", "twin", "random"]
+Pretrained = Literal["teacher", "released", Student]
+Models = Annotated[list[Literal[Pretrained, "student_d"]], Some]  # fine-tuned; student_d: distilled once more
+Compressed = Annotated[list[Literal["sst2", "mrpc"]], Some]  # the tasks whose models are made smaller
+
+
+@dataclass(frozen=True, config=STRICT)
+class Corpus:
+    """Text to pretrain on and to measure on, cut into blocks."""
+
+    id: str  # of the data set
+    train: str  # configuration whose train split is learnt from
+    heldout: str  # configuration whose validation split is measured on
+    block_length: Annotated[Positive, Field(ge=8)]  # tokens, [CLS] and [SEP] counted
+    train_blocks: Positive | None = None  # cap; None: all of them
+    heldout_blocks: Positive | None = None  # cap; None: all of them
+    curve_blocks: Positive = 64  # held-out blocks measured again and again while a model trains
+
+
+@dataclass(frozen=True, config=STRICT)
+class Architecture:
+    """The shape of a BERT encoder that is made from nothing."""
+
+    layers: Positive
+    width: Positive
+    heads: Positive
+    feed_forward: Positive
+    initializer_range: Rate = 0.02  # BERT's, made for a width of 768; a narrow model needs more to start learning
+    dropout: Share = 0.1
+
+
+@dataclass(frozen=True, config=STRICT)
+class Training:
+    """One stage of training: so many steps of so many blocks."""
+
+    steps: Count
+    batch_size: Positive  # blocks held in memory at a time
+    accumulation: Positive  # batches added up in one step
+    learning_rate: Rate
+    warmup: Share = 0.05  # share of the steps
+    clip: Rate = 5.0  # largest norm of the gradient
+    evaluations: Count = 5  # times the held-out curve is measured on the way
+    save_minutes: Rate = 5.0  # a checkpoint to resume from at least this often
+
+
+@dataclass(frozen=True, config=STRICT)
+class TeacherTraining:
+    """What the teacher still has to learn before it can teach; no steps where it comes with a masked-LM head."""
+
+    architecture: Architecture | None = None  # None: the teacher's own weights are the start
+    head: Training | None = None  # the masked-LM head alone, the encoder frozen
+    whole: Training | None = None  # all weights
+
+
+@dataclass(frozen=True, config=STRICT)
+class Distillation:
+    """Pretraining distillation: the student, the triple loss and its training."""
+
+    variants: Annotated[list[Student], Some]
+    layers: Positive | Annotated[list[Count], Some]  # how many, or which of the teacher's
+    seeds: Seeds
+    training: Training
+    temperature: Rate = 2.0
+    weight_distillation: Number = 5.0
+    weight_masked_lm: Number = 2.0
+    weight_cosine: Number = 1.0
+    positions: Literal["all", "masked"] = "all"  # where the teacher's distribution is matched
+    mask_rate: Below = 0.15
+    mask_smoothing: Share = 0.0  # masking probability is proportional to a token's count to minus this
+
+
+@dataclass(frozen=True, config=STRICT)
+class Recipe:
+    """How a model is fine-tuned for a task: the same for all models that are compared on it."""
+
+    learning_rate: Rate
+    epochs: Positive
+    batch_size: Positive = 32
+    evaluation_batch_size: Positive = 64
+    length: Annotated[Positive, Field(ge=8)] = 128  # tokens; a longer text is cut off, a longer context goes in windows
+    train_rows: Positive | None = None  # cap, drawn at random; None: all of them
+    dev_rows: Positive | None = None  # cap, drawn at random; None: all of them
+    warmup: Share = 0.1  # share of the steps
+    weight_decay: Number = 0.01
+    clip: Rate = 1.0  # largest norm of the gradient
+
+
+@dataclass(frozen=True, config=STRICT)
+class Padding:
+    """What padding costs: some SST-2 training, once padded to a fixed length in fp32, once as everywhere else here."""
+
+    rows: Positive
+    epochs: Positive
+    seeds: Seeds
+    length: Positive = 128
+
+
+@dataclass(frozen=True, config=STRICT)
+class Glue:
+    """The tasks of notebook 02."""
+
+    tasks: Tasks
+    models: Models
+    seeds: Seeds
+    recipes: dict[Task, Recipe]
+    padding: Padding
+
+
+@dataclass(frozen=True, config=STRICT)
+class Ablation:
+    """Table 4: students whose pretraining lacks something, and the tasks that judge them."""
+
+    variants: list[Literal["no_distillation", "no_masked_lm", "no_cosine", "quarter_text"]]
+    tasks: Tasks
+    seeds: Seeds  # of the fine-tuning
+
+
+@dataclass(frozen=True, config=STRICT)
+class Imdb:
+    """Sentiment of whole reviews: notebook 03."""
+
+    models: Models
+    seeds: Seeds
+    recipe: Recipe
+    lengths: list[Annotated[Positive, Field(ge=8)]]  # tried with the student, beside the recipe's own
+
+
+@dataclass(frozen=True, config=STRICT)
+class Squad:
+    """Question answering: notebook 04."""
+
+    models: Models
+    seeds: Seeds
+    recipe: Recipe
+    stride: Positive = 128  # tokens that one window shares with the next
+    longest_answer: Positive = 30  # tokens
+    temperature: Rate = 2.0  # of the second distillation
+
+
+@dataclass(frozen=True, config=STRICT)
+class Perplexity:
+    """How well text is predicted: notebook 05."""
+
+    models: Annotated[list[Pretrained], Some]
+    seeds: Seeds  # of the fine-tuning on WikiText-2 and on GSM8K
+    learning_rate: Rate
+    epochs: Positive = 1
+    batch_size: Positive = 16
+    train_blocks: Positive | None = None  # cap, drawn at random; None: all of them
+    mask_rate: Below = 0.15
+    draws: Positive = 3  # of the masks, all on the same blocks
+    blocks: Positive | None = None  # cap on each text that is measured on, drawn at random; None: all of them
+    pseudo_blocks: Positive = 40  # of these, every token is masked alone
+    mistake_rows: Positive = 200  # on which each common mistake is made
+    sentences: Positive = 200  # on which our scoring is timed against a plain loop
+    rounds: Positive = 30  # of each timing
+
+
+@dataclass(frozen=True, config=STRICT)
+class Quantization:
+    """Fewer bits for the fine-tuned models: notebook 06."""
+
+    tasks: Compressed
+    models: Models
+    variants: list[str] | None = None  # None: all that can be had here
+    threads: Positive = 1
+    length: Length = 128  # of the one row whose latency is timed
+    batch_size: Positive = 32
+    isolated: list[str] | None = None  # variants whose memory and cold start are measured; None: all
+    repeats: Positive = 3  # processes a variant
+    blocks: Positive = 400  # of held-out text, for the losses of each variant
+    full_size: bool = True  # time the variants at DistilBERT's own size, too
+
+
+@dataclass(frozen=True, config=STRICT)
+class Recovery:
+    """How a pruned model is trained again; all else is as in its task's recipe."""
+
+    learning_rate: Rate
+    epochs: Positive
+
+
+@dataclass(frozen=True, config=STRICT)
+class Pruning:
+    """Weights, heads, neurons and layers taken away: notebook 07. Measured as in `quantization`."""
+
+    tasks: Compressed
+    models: Models
+    weights: list[Below]  # shares of the encoder's weights set to zero
+    shares: list[Below]  # of heads and neurons that are cut out
+    importances: list[Literal["taylor", "magnitude", "random"]]  # by which of them
+    masked: list[Below]  # shares of heads and neurons that are set to zero instead
+    layers: list[Positive]  # how many stay
+    recovered: list[Literal["weights", "taylor", "magnitude", "random", "layers"]]  # ways that are trained again
+    recovery: Recovery
+    calibration_rows: Positive = 256  # training rows by which importance is judged
+    isolated: list[str] | None = None  # variants whose memory and cold start are measured; None: all
+    elsewhere: list[str] | None = None  # what is taken away on tasks after the first, as in taylor_50; None: all of it
+
+
+@dataclass(frozen=True, config=STRICT)
+class Speed:
+    """A large model against a small one, timed: notebook 08."""
+
+    lengths: Annotated[list[Length], Some]  # of one row
+    batches: list[Positive]  # of rows of `length`
+    depth_lengths: list[Length]  # at which models of 1, 2, … layers are timed
+    depths: Annotated[list[Positive], Field(min_length=2)]
+    threads: Annotated[list[Positive], Some]
+    length: Length = 128
+    runs: Positive = 2  # of all lengths, to see how well they agree
+    rows: Positive | None = None  # of STS-B's dev set; None: all
+    repeats: Positive = 3  # processes a model, for memory and cold start
+    full_size: bool = True  # BERT-base and DistilBERT, too
+
+
+@dataclass(frozen=True, config=STRICT)
+class Edge:
+    """The student exported for ONNX Runtime: notebook 09."""
+
+    variants: list[str]  # what is taken away first, as notebook 07 calls it; each is measured in 8 bits, too
+    threads: Annotated[list[Positive], Some]
+    length: Length = 128  # of the one row whose latency is timed
+    blocks: Positive = 50  # of held-out text, on which masked words are guessed
+    repeats: Positive = 3  # processes a model, for memory and cold start
+
+
+@dataclass(frozen=True, config=STRICT)
+class Timing:
+    """How long a thing is timed: at least so many runs and seconds, and hardly longer than `most_seconds`."""
+
+    least_runs: Positive = 30
+    least_seconds: Number = 2.0
+    most_seconds: Rate = 20.0
+
+
+@dataclass(frozen=True, config=STRICT)
+class Profile:
+    """All that a run of the series needs to know."""
+
+    name: str
+    hub: Literal["miniworld", "huggingface"]  # where data sets come from
+    teacher: str  # Hub id or folder; "miniworld": made from nothing in notebook 01
+    released: str | None  # the released DistilBERT, where it is the teacher's own student
+    corpus: Corpus
+    teacher_training: TeacherTraining
+    distillation: Distillation
+    ablation: Ablation
+    glue: Glue
+    imdb: Imdb
+    squad: Squad
+    perplexity: Perplexity
+    quantization: Quantization
+    pruning: Pruning
+    speed: Speed
+    edge: Edge
+    timing: Timing = Timing()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    threads: Positive | None = None  # None: as many as torch takes, one a core
+    cell_timeout_minutes: Positive = 300
 
 
 def load(name: str, overrides: dict[str, Any] | None = None) -> Profile:
     """The profile called `name`, with the values under dotted names in `overrides` put in place.
 
-    Raises:
-        InputError: unknown profile or key, a wrong type or an impossible value; the line names the key, the value
-            and what was expected.
+    InputError for what is unknown, of a wrong type or impossible: one line with the key, the value and what's expected.
     """
     if name not in NAMES:
         raise InputError(f"unknown profile {name!r}: expected one of {', '.join(NAMES)}")
-    values = yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) | {"name": name}
+    values = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")) | {"name": name}
     for key, value in (overrides or {}).items():
         _put(values, key, value)
     try:
@@ -57,9 +318,16 @@ def load(name: str, overrides: dict[str, Any] | None = None) -> Profile:
         raise InputError(f"profile {name}: {_one_line(error)}") from None
 
 
-def known_keys() -> list[str]:
+def known_keys(kind: type = Profile, prefix: str = "") -> list[str]:
     """Every key of a profile, under its dotted name."""
-    return _keys(Profile)
+    keys = []
+    for field in dataclasses.fields(kind):
+        name, parts = prefix + field.name, getattr(field.type, "__args__", ())
+        tasks = [f"{name}.{task}" for task in Task.__args__] if Task in parts else []  # a part for each task
+        keys += [name, *tasks]
+        for nested in filter(dataclasses.is_dataclass, (field.type, *parts)):
+            keys += [key for place in tasks or [name] for key in known_keys(nested, f"{place}.")]
+    return keys
 
 
 def is_key(key: str) -> bool:
@@ -68,18 +336,8 @@ def is_key(key: str) -> bool:
 
 
 def as_settings(part: Any) -> dict[str, Any]:
-    """A part of a profile as plain data, for a record's settings."""
-    return copy.deepcopy(dataclasses.asdict(part))
-
-
-def _keys(kind: type, prefix: str = "") -> list[str]:
-    keys = []
-    for field in dataclasses.fields(kind):
-        keys.append(prefix + field.name)
-        for nested in (field.type, *getattr(field.type, "__args__", ())):
-            if dataclasses.is_dataclass(nested):
-                keys += _keys(nested, f"{prefix}{field.name}.")
-    return keys
+    """A part of a profile as plain data, for a record's settings: all that could change a number, as saving can't."""
+    return dataclasses.asdict(part, dict_factory=lambda pairs: {k: v for k, v in pairs if k != "save_minutes"})
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
@@ -97,9 +355,8 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
 def _one_line(error: ValidationError) -> str:
     """The first complaint, without pydantic's names for the branches of a union."""
     first = error.errors()[0]
-    known = {key.split(".")[-1] for key in known_keys()}
-    keys = [str(part) for part in first["loc"] if str(part) in known or isinstance(part, int)]
     if first["type"] == "unexpected_keyword_argument":
         return f"unknown key {'.'.join(map(str, first['loc']))!r} (= {first['input']!r})"
-    key = ".".join(keys)
+    known = {key.split(".")[-1] for key in known_keys()}
+    key = ".".join(str(part) for part in first["loc"] if str(part) in known or isinstance(part, int))
     return f"{key} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"

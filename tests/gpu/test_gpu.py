@@ -12,7 +12,11 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from helpers import ROOT, finetuning, machine, models, pace, profiles, quantization, records, runners, speed, sweep
+from helpers import ROOT, profiles
+from helpers.compression import quantization, runtimes
+from helpers.experiments import speed
+from helpers.measure import machine, records, timing
+from helpers.models import checkpoints, finetuning
 from helpers.profiles import Recipe
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
@@ -66,7 +70,7 @@ def trained(folder: Path, precision: str, examples: list[dict], recipe: Recipe =
 def test_half_precision_learns_as_full_precision_does(tmp_path):
     """The same losses within rounding on the way, and the same answers at the end; bf16 where the GPU truly has it."""
     examples = rows()
-    offered = machine.hardware_precisions(profiles.load("mini", {"device": "cuda"}))
+    offered = machine.gpu_precisions()
     curves, right = {}, {}
     for precision in offered:
         _, trainer, _, logits = trained(tmp_path, precision, examples)
@@ -105,8 +109,8 @@ def test_fewer_bits_give_nearly_the_same_answers(tmp_path, variant):
     model, _, _, logits = trained(tmp_path, "fp32", examples)
     model.to("cpu").save_pretrained(tmp_path / "plain")
     quantization.save(variant, tmp_path / "plain", tmp_path / "variant")
-    run = runners.load(tmp_path / "variant", threads=1, device="cuda")
-    said = np.concatenate([run({n: one[n][None] for n in runners.NAMES}) for one in examples])
+    run = runtimes.load(tmp_path / "variant", threads=1, device="cuda")
+    said = np.concatenate([run({n: one[n][None] for n in runtimes.NAMES}) for one in examples])
     labels = np.array([int(one["labels"]) for one in examples])
     assert np.mean(said.argmax(-1) == logits.argmax(-1)) > 0.95
     assert np.mean(said.argmax(-1) == labels) > np.mean(logits.argmax(-1) == labels) - 0.05
@@ -143,29 +147,29 @@ def test_timing_waits_for_the_gpu():
         return time.perf_counter() - start
 
     work()
-    timer = speed.timer("cuda")
+    timer = timing.timer("cuda")
     events, clock = (float(np.median([measure() for _ in range(20)])) for measure in (lambda: timer(work), waited))
     assert events == pytest.approx(clock, rel=0.2)
-    taken = speed.seconds({"one": lambda: matrix @ matrix, "ten": work}, speed.QUICK, timer=timer)
-    assert 7 < speed.ratio(taken["ten"], taken["one"]).median < 13
+    taken = timing.seconds({"one": lambda: matrix @ matrix, "ten": work}, profiles.load("mini").timing, timer=timer)
+    assert 7 < timing.ratio(taken["ten"], taken["one"]).median < 13
 
 
 def test_memory_on_the_gpu_is_told(tmp_path):
     model = classifier(width=512)
-    weights = 4 * models.parameters(model) / 1e6
+    weights = 4 * checkpoints.parameters(model) / 1e6
     model.to("cpu").save_pretrained(tmp_path)
     from transformers import BertTokenizer
 
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "river", "runs"]))
     BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
-    found = speed.alone(tmp_path, "river runs", threads=1, device="cuda")
+    found = runtimes.alone(tmp_path, "river runs", threads=1, device="cuda")
     assert weights <= found["peak_gpu_memory_mb"] < 2.5 * weights + 50
 
 
 def test_the_series_runs_on_the_gpu(tmp_path):
     """Every notebook on the mini-world, with all that can be on the GPU."""
     pytest.importorskip("papermill")
-    command = [sys.executable, "-m", "helpers.run", "--set", f"store={tmp_path}", "--set", "device=cuda"]
+    command = [sys.executable, "-m", "tools.run", "--set", f"store={tmp_path}", "--set", "device=cuda"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=480)
     assert done.returncode == 0, done.stdout + done.stderr
     found = [records.read_record(path) for path in (tmp_path / "results/mini/records").rglob("*.json")]
@@ -177,10 +181,10 @@ def test_records_of_this_gpu():
     """BERT-base against DistilBERT at full size on this GPU: kept in results/gpu-<name>/."""
     lengths, batches = [8, 16, 32, 64, 128, 256, 512], [2, 4, 8, 16, 32, 64]
     asked = {"device": "cuda", "speed.full_size": True, "speed.lengths": lengths, "speed.batches": batches}
-    profile = dataclasses.replace(profiles.load("mini", asked), name="t4")  # whose rules of timing are the full ones
+    profile = profiles.load("mini", asked | {"timing": profiles.as_settings(profiles.load("t4").timing)})
     name = f"gpu-{torch.cuda.get_device_name(0).replace(' ', '-').lower()}"
     space = records.Workspace(profile, name=name)
-    experiment = pace.Pace(profile, space)
-    units = [unit for unit in experiment.ready if unit.get("device") == "cuda" and unit["pair"] == "full"]
-    found = sweep.run(space, experiment.experiment, units, experiment.settings, experiment.measure)
+    experiment = speed.Speed(profile, space)
+    units = [unit for unit in experiment.units if unit.get("device") == "cuda" and unit["pair"] == "full"]
+    found = experiment.run(units)
     assert len(found) == len(units) and all(math.isfinite(record["metrics"]["times_as_fast"]) for record in found)

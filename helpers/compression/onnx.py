@@ -1,0 +1,190 @@
+"""Models exported for ONNX Runtime and OpenVINO: optimised, in 8 bits, and in the mobile format; `runtimes` asks them.
+
+ONNX Runtime quantizes inputs as they come, and must look at them first, for each product anew. OpenVINO's scales are
+fixed ahead on calibration rows (NNCF, an optional extra), which is free when the model is asked.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .. import InputError
+from ..measure import records
+from . import pruning, quantization, runtimes
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 20
+CALIBRATION_ROWS = 300  # NNCF's own default
+
+
+class _Outputs(nn.Module):
+    """A model as a function of tensors alone, which is what can be exported."""
+
+    def __init__(self, model: PreTrainedModel, hidden: bool):
+        super().__init__()
+        self.model, self.hidden = model, hidden
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        given = {"input_ids": input_ids, "attention_mask": attention_mask} | types
+        found = self.model(**given, output_hidden_states=self.hidden)
+        return (found.logits, found.hidden_states[-1]) if self.hidden else (found.logits,)
+
+
+def export(model: PreTrainedModel, tokenizer_from: Path, folder: Path, hidden: bool = False) -> None:
+    """Export a model with free batch size and length to `folder`/model.onnx, in fp32, with its tokenizer.
+
+    It gives logits and, with `hidden`, its last hidden states. A model that has been cut is exported as what is left
+    of it. InputError if it cannot be.
+    """
+    model = model.eval()
+    inputs = ["input_ids", "attention_mask"] + (["token_type_ids"] if model.config.model_type == "bert" else [])
+    example = tuple(torch.ones(2, 16, dtype=torch.int64) for _ in inputs)
+    length = torch.export.Dim("length", max=model.config.max_position_embeddings)
+    free = {0: torch.export.Dim("batch"), 1: length}
+
+    with pruning.written(folder, tokenizer_from) as building, warnings.catch_warnings(), _quiet("torch.onnx"):
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            _Outputs(model, hidden),
+            example,
+            building / "model.onnx",
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=inputs,
+            output_names=["logits"] + ["last_hidden_state"] * hidden,
+            dynamic_shapes=tuple(free for _ in inputs),
+            external_data=False,
+            verbose=False,
+        )
+        quantization.note("onnx_fp32", building)
+
+
+@contextmanager
+def _quiet(logger: str | None = None) -> Iterator[None]:
+    """Errors alone of a library that says more than there is to say; None: of all."""
+    said = logging.getLogger(logger)
+    level = said.level
+    said.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        said.setLevel(level)
+
+
+def quantize(source: Path, folder: Path, embeddings: bool = False) -> None:
+    """An exported model with its matrices, and embeddings if asked for, in 8 bits; inputs are quantized as they come.
+
+    A scale for each output channel of a matrix, one for a whole table of embeddings. A head that shares the embeddings'
+    table gets its own copy: what is computed on the way, as the turned table is, stays in fp32. Seven bits of the eight
+    are used on a processor that would otherwise overflow in adding up products (`reduce_range`: x86 without VNNI).
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    graph = onnx.load(only(source))
+    del graph.graph.value_info[:]  # the exporter's shapes trip ONNX Runtime's own inference of them
+    _store_what_is_turned(graph.graph)
+    kinds = ["MatMul", "Gemm"] + (["Gather"] if embeddings else [])
+
+    # On the root logger it advises to preprocess what has been exported clean.
+    with pruning.written(folder, source) as building, _quiet():
+        quantize_dynamic(
+            graph,
+            building / "model.onnx",
+            op_types_to_quantize=kinds,
+            per_channel=True,
+            reduce_range=needs_reduced_range(),
+            weight_type=QuantType.QInt8,
+        )
+        quantization.note("onnx_int8_embeddings" if embeddings else "onnx_int8", building)
+
+
+def _store_what_is_turned(graph: "onnx.GraphProto") -> None:
+    """Turn stored matrices ahead, and store them so, in the place of operations that would turn them at each call."""
+    from onnx.numpy_helper import from_array, to_array
+
+    stored = {one.name: one for one in graph.initializer}
+    for node in [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in stored]:
+        order = next((list(attribute.ints) for attribute in node.attribute if attribute.name == "perm"), None)
+        turned = to_array(stored[node.input[0]]).transpose(order)
+        graph.initializer.append(from_array(np.ascontiguousarray(turned), node.output[0]))
+        graph.node.remove(node)
+
+
+def needs_reduced_range() -> bool:
+    """Whether 8-bit products overflow in this processor's 16-bit sums: x86 before VNNI."""
+    flags = set(records.cpu()["flags"])
+    return bool({"avx2", "avx512f"} & flags) and not {"avx512_vnni", "avx_vnni", "amx_int8"} & flags
+
+
+def mobile(source: Path, folder: Path) -> None:
+    """An exported model in ONNX Runtime's mobile format, `folder`/model.ort: optimised ahead, smaller to run."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    with pruning.written(folder, source) as building:
+        options.optimized_model_filepath = str(building / "model.ort")
+        onnxruntime.InferenceSession(str(only(source)), options, providers=["CPUExecutionProvider"])
+        quantization.note(quantization.bits_of(source), building)
+
+
+def calibrate(source: Path, folder: Path, examples: Sequence[dict]) -> None:
+    """An exported model (ONNX) in 8 bits for OpenVINO: `folder`/model.xml and model.bin, with the tokenizer.
+
+    `examples`: input_ids, attention_mask, token_type_ids [tokens] each, by which the ranges of all inputs are chosen.
+    """
+    import nncf
+    import openvino
+
+    model = openvino.Core().read_model(only(source))
+    wanted = [given.any_name for given in model.inputs]
+
+    def feed(example: dict) -> dict[str, np.ndarray]:
+        return {name: np.asarray(example[name], dtype=np.int64)[None] for name in wanted}
+
+    rows = nncf.Dataset(examples, feed)
+    with pruning.written(folder, source) as building, _quiet("nncf"):  # it lists what it leaves alone
+        made = nncf.quantize(model, rows, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(examples))
+        openvino.save_model(made, building / "model.xml", compress_to_fp16=False)
+        quantization.note("openvino_int8", building)
+
+
+def only(folder: Path) -> Path:
+    """The exported model in a folder; InputError if there is none, or more than one."""
+    found = list(folder.glob("*.onnx"))
+    if len(found) != 1:
+        raise InputError(f"{folder}: expected one exported model (*.onnx), found {len(found)}: export it first")
+    return found[0]
+
+
+class MaskedLM(nn.Module):
+    """An exported masked language model as `checkpoints.predict` asks one: inputs, chosen → hidden states, logits."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, folder: Path, threads: int):
+        """`folder`: a model for ONNX Runtime or OpenVINO that gives its hidden states, too."""
+        super().__init__()
+        self.run = runtimes.load(folder, threads)
+
+    def forward(self, inputs: dict[str, Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Last hidden states [batch, length, width], and the chosen tokens' logits [tokens, vocabulary]."""
+        given = {name: values.numpy() for name, values in inputs.items()}
+        given["token_type_ids"] = np.zeros_like(given["input_ids"])
+        logits, hidden = map(torch.from_numpy, self.run.answer(given))
+        return hidden, logits[chosen]

@@ -1,0 +1,314 @@
+"""Pruning: single weights set to zero, whole heads and feed-forward neurons cut out, layers dropped.
+
+Only what is cut out makes a model smaller and faster; zeros inside a matrix are stored and multiplied like any number.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.utils import prune
+from transformers import AutoConfig, PreTrainedModel, TrainerCallback
+
+from .. import InputError
+from ..models import checkpoints  # and no more: who loads a model imports this, and that is timed
+
+PARTS = ("query", "key", "value", "output", "up", "down")  # of a layer: its matrices
+ATTENTION = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
+NAMES = {  # of the parts, by architecture
+    "bert": (*ATTENTION, "intermediate.dense", "output.dense"),
+    "distilbert": (*(f"attention.{part}_lin" for part in "qkv"), "attention.out_lin", "ffn.lin1", "ffn.lin2"),
+}
+FILE = "pruned.json"
+TOKENIZER = ("tokenizer*", "vocab.txt", "special_tokens_map.json")  # the files of one
+
+
+class Kept(NamedTuple):
+    """What is left of a model: for each layer the heads, and the feed-forward neurons, by their first numbers."""
+
+    heads: list[list[int]]
+    neurons: list[list[int]]
+
+
+def layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The model's layers; InputError if it is neither a BERT nor a DistilBERT."""
+    kind = getattr(model.config, "model_type", None)
+    if kind not in NAMES:
+        raise InputError(f"{type(model).__name__} is neither a BERT nor a DistilBERT: its heads are not known here")
+    body = model.base_model
+    return list(body.encoder.layer if kind == "bert" else body.transformer.layer)
+
+
+def matrices(model: PreTrainedModel) -> list[dict[str, nn.Linear]]:
+    """Each layer's matrices by their part: query, key, value, output, up and down."""
+    found = layers(model)
+    names = dict(zip(PARTS, NAMES[model.config.model_type], strict=True))
+    return [{part: layer.get_submodule(name) for part, name in names.items()} for layer in found]
+
+
+def weights(model: PreTrainedModel) -> list[Tensor]:
+    """The weights of all these matrices."""
+    return [matrix.weight for layer in matrices(model) for matrix in layer.values()]
+
+
+def whole_matrices(model: PreTrainedModel) -> list[dict[str, nn.Linear]]:
+    """`matrices` of a model that has not been pruned: nothing cut, nothing set to zero; InputError if it has."""
+    found, width = matrices(model), model.config.num_attention_heads * head_size(model)
+    cut = hasattr(model, "kept") or any(layer["query"].out_features != width for layer in found)
+    unread = found[0]["query"].weight.is_meta  # a skeleton, to be filled from a file
+    if cut or (not unread and sparsity(model) > 0.01):  # training leaves hardly a weight at zero
+        raise InputError("the model has been pruned already: start from the whole one, and cut as much as is wanted")
+    return found
+
+
+def head_size(model: PreTrainedModel) -> int:
+    """The width of one head."""
+    return model.config.hidden_size // model.config.num_attention_heads
+
+
+def zero_weights(model: PreTrainedModel, share: float) -> None:
+    """Set a share of the encoder's weights to zero, in place: the smallest of all its matrices together.
+
+    Source: global magnitude pruning, as in Han et al. (2015). Biases, embeddings and heads for tasks stay. InputError
+    for a share below 0 or not below 1, and for a model that has been pruned before.
+    """
+    _check_share(share)
+    parts = [(matrix, "weight") for layer in whole_matrices(model) for matrix in layer.values()]
+    prune.global_unstructured(parts, prune.L1Unstructured, amount=share)
+    for matrix, name in parts:
+        prune.remove(matrix, name)
+
+
+def sparsity(model: PreTrainedModel) -> float:
+    """The share of zeros among the weights of the encoder's matrices."""
+    found = weights(model)
+    return sum(int((weight == 0).sum()) for weight in found) / sum(weight.numel() for weight in found)
+
+
+def sparse_size_mb(model: PreTrainedModel) -> float:
+    """What the weights would take if zeros of the encoder's matrices weren't stored, in MB: a bit each says where."""
+    encoder = weights(model)
+    dense = 4 * (sum(p.numel() for p in model.parameters()) - sum(weight.numel() for weight in encoder))
+    return (dense + sum(4 * int((weight != 0).sum()) + weight.numel() / 8 for weight in encoder)) / 1e6
+
+
+def magnitude(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """How large the weights of each head [layers, heads] and of each neuron [layers, neurons] are: their L2 norm."""
+    size, heads, neurons = head_size(model), [], []
+    for layer in whole_matrices(model):
+        ways_in = [layer[part].weight.view(-1, size, layer[part].in_features) for part in ("query", "key", "value")]
+        way_out = layer["output"].weight.T.reshape(-1, size, layer["output"].out_features)
+        heads.append(sum(part.pow(2).sum((1, 2)) for part in [*ways_in, way_out]).sqrt())
+        neurons.append((layer["up"].weight.pow(2).sum(1) + layer["down"].weight.pow(2).sum(0)).sqrt())
+    return torch.stack(heads).detach(), torch.stack(neurons).detach()
+
+
+def taylor(
+    model: PreTrainedModel, batches: Iterable[dict[str, Tensor]], loss: Callable[[dict[str, Tensor]], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """By how much the loss would change, to first order, without each head [layers, heads] and neuron.
+
+    Source: Taylor importance, Molchanov et al. (2017), for heads Michel et al. (2019): each output is multiplied by a
+    gate of one, and the importance is the mean over examples of the absolute gradient at the gate. Each example has
+    gates of its own, since gradients of several would cancel; `loss(batch)` is the mean over the batch's examples.
+    """
+    size, found, sums, count = head_size(model), whole_matrices(model), {}, 0
+    for batch in batches:
+        gates, hooks, rows = {}, [], len(batch["input_ids"])
+        for number, layer in enumerate(found):
+            for part, width in (("output", size), ("down", 1)):
+                gate = torch.ones(rows, 1, layer[part].in_features // width, device=model.device, requires_grad=True)
+                gates[part, number] = gate
+                hooks.append(layer[part].register_forward_pre_hook(_gated(gate, width)))
+        gradients = torch.autograd.grad(loss(batch), list(gates.values()))
+        for hook in hooks:
+            hook.remove()
+        for key, gradient in zip(gates, gradients, strict=True):
+            sums[key] = sums.get(key, 0) + rows * gradient.abs().sum(dim=(0, 1))  # the loss is a mean: undo its 1/rows
+        count += rows
+    both = ([sums[part, number] for number in range(len(found))] for part in ("output", "down"))
+    return tuple((torch.stack(one) / count).cpu() for one in both)
+
+
+def _gated(gate: Tensor, width: int) -> Callable:
+    return lambda module, inputs: (inputs[0] * gate.repeat_interleave(width, dim=-1),)
+
+
+def at_random(model: PreTrainedModel, seed: int) -> tuple[Tensor, Tensor]:
+    """Importances drawn at random, as a control."""
+    generator = torch.Generator().manual_seed(seed)
+    heads, neurons = magnitude(model)
+    return tuple(torch.rand(scores.shape, generator=generator) for scores in (heads, neurons))
+
+
+def by_loss(whole: PreTrainedModel, examples: Sequence[dict], rows: int, pad_id: int) -> tuple[Tensor, Tensor]:
+    """Taylor importances by the model's own loss on so many of the examples, which have labels; drawn once for all."""
+    from ..data import encoding
+    from ..models import finetuning
+
+    drawn = np.random.default_rng(0).permutation(len(examples))[:rows]
+    # One at a time: a masked-LM loss is a mean over tokens, which would weigh the examples of a batch unequally.
+    batches = (encoding.Padding(pad_id)([examples[row]]) for row in drawn)
+    return taylor(whole, batches, lambda batch: whole(**finetuning.accepted(whole, batch)).loss)
+
+
+def choose(importances: tuple[Tensor, Tensor], share: float) -> Kept:
+    """What stays when a share of all heads, and of all neurons, goes: the least important, over all layers together.
+
+    Importances are made comparable by each layer's own norm. No layer is left without a head or a neuron: InputError
+    for a share that would leave too few for that.
+    """
+    _check_share(share)
+    kept = []
+    for what, scores in zip(("head", "neuron"), importances, strict=True):
+        scores = scores.detach().cpu()
+        scores = scores / scores.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        go = round(share * scores.numel())
+        if scores.numel() - go < len(scores):
+            raise InputError(f"{share:.0%} of {scores.numel()} {what}s leaves some of {len(scores)} layers without any")
+        scores.scatter_(1, scores.argmax(dim=1, keepdim=True), torch.inf)  # the best of each layer stays
+        gone = torch.zeros(scores.numel(), dtype=torch.bool)
+        gone[scores.flatten().argsort(stable=True)[:go]] = True
+        kept.append([torch.nonzero(~row).flatten().tolist() for row in gone.view_as(scores)])
+    return Kept(*kept)
+
+
+@torch.no_grad()
+def cut(model: PreTrainedModel, kept: Kept) -> None:
+    """Cut a model's matrices down to the heads and neurons that are kept, in place.
+
+    InputError if it has been cut before, or if a layer would be left without a head or a neuron.
+    """
+    for matrix, stay, dim in _places(model, kept):
+        matrix.weight = nn.Parameter(matrix.weight.index_select(dim, stay.to(matrix.weight.device)))
+        if dim == 0:
+            matrix.bias = nn.Parameter(matrix.bias[stay])
+        matrix.out_features, matrix.in_features = matrix.weight.shape
+    model.kept = kept
+
+
+@torch.no_grad()
+def mask(model: PreTrainedModel, kept: Kept) -> None:
+    """Set to zero, in place, what `cut` would cut out: the same answers, and nothing saved."""
+    for matrix, stay, dim in _places(model, kept):
+        gone = torch.ones(matrix.weight.shape[dim], dtype=torch.bool)
+        gone[stay] = False
+        matrix.weight.index_fill_(dim, gone.nonzero().flatten().to(matrix.weight.device), 0)
+        if dim == 0:
+            matrix.bias[gone] = 0
+
+
+def _places(model: PreTrainedModel, kept: Kept) -> list[tuple[nn.Linear, Tensor, int]]:
+    """Each matrix, which of its rows (dimension 0) or columns (1) stay, and which of the two it is."""
+    size, found, places = head_size(model), whole_matrices(model), []
+    if len(kept.heads) != len(found) or not all(kept.heads) or not all(kept.neurons):
+        raise InputError(f"{len(found)} layers need at least one head and one neuron each: lower the share")
+    for layer, heads, neurons in zip(found, kept.heads, map(torch.tensor, kept.neurons), strict=True):
+        rows = (torch.tensor(heads)[:, None] * size + torch.arange(size)).flatten()
+        places += [(layer[part], rows, 0) for part in ("query", "key", "value")]
+        places += [(layer["output"], rows, 1), (layer["up"], neurons, 0), (layer["down"], neurons, 1)]
+    return places
+
+
+def drop_layers(model: PreTrainedModel, stay: int) -> list[int]:
+    """Leave only so many of a model's layers, in place, spread evenly; which ones, by their first numbers."""
+    from ..models import distillation
+
+    found = layers(model)
+    chosen = distillation.choose_layers(len(found), stay)
+    parent = model.base_model.encoder if model.config.model_type == "bert" else model.base_model.transformer
+    parent.layer = nn.ModuleList([found[number] for number in chosen])
+    model.config.num_hidden_layers = stay
+    if kept := getattr(model, "kept", None):
+        model.kept = Kept(*([own[number] for number in chosen] for own in kept))
+    return chosen
+
+
+def take_away(
+    model: PreTrainedModel, cut_by: str, amount: int, importances: Callable[[str], tuple[Tensor, Tensor]]
+) -> None:
+    """Prune a whole model in place, in one of the ways of `variants.CUTS`; `importances(criterion)` where it asks.
+
+    amount: percent that goes or, of layers, how many stay.
+    """
+    if cut_by == "weights":
+        zero_weights(model, amount / 100)
+    elif cut_by == "layers":
+        drop_layers(model, amount)
+    elif cut_by == "masked":
+        mask(model, choose(importances("taylor"), amount / 100))
+    else:
+        cut(model, choose(importances(cut_by), amount / 100))
+
+
+class KeepZeros(TrainerCallback):
+    """Sets back to zero, after each step of a training, the encoder's weights that are zero now."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.zeros = [(weight, weight == 0) for weight in weights(model)]
+
+    @torch.no_grad()
+    def on_step_end(self, args, state, control, **_):
+        for weight, zero in self.zeros:
+            weight.masked_fill_(zero, 0)
+
+
+@contextlib.contextmanager
+def written(folder: Path, tokenizer_from: Path) -> Iterator[Path]:
+    """A new folder to write a model into, which then takes `folder`'s place, with a tokenizer: whole or not at all.
+
+    InputError if it cannot be made, with the first line of the reason.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield building
+        for path in (path for pattern in TOKENIZER for path in tokenizer_from.glob(pattern)):
+            shutil.copy(path, building)
+        building.chmod(0o755)  # mkdtemp's are closed to others
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(building, folder)
+    except InputError:
+        raise
+    except Exception as error:  # a full disk; exporters and their kin have many classes of their own
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"{folder.name} could not be made: {first}") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def save(model: PreTrainedModel, tokenizer_from: Path, folder: Path) -> None:
+    """Save a model and what was cut out of it, with the tokenizer of another folder, for `load`."""
+    with written(folder, tokenizer_from) as building:
+        model.save_pretrained(building)
+        if kept := getattr(model, "kept", None):  # `from_pretrained` alone would refuse its shapes
+            (building / FILE).write_text(json.dumps(kept._asdict()))
+
+
+def reshape(model: PreTrainedModel, folder: Path) -> None:
+    """Give a whole model, whatever its weights, the shapes of what is saved in a folder."""
+    if (folder / FILE).exists():
+        cut(model, Kept(**json.loads((folder / FILE).read_text())))
+
+
+def load(kind: type, folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A saved model, cut or whole, ready to predict; `kind` is its class."""
+    if not (folder / FILE).exists():
+        return kind.from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
+    model = checkpoints.skeleton(kind, AutoConfig.from_pretrained(folder))
+    reshape(model, folder)
+    return checkpoints.fill(model, load_file(folder / "model.safetensors")).to(dtype)
+
+
+def _check_share(share: float) -> None:
+    if not 0 <= share < 1 or np.isnan(share):
+        raise InputError(f"share = {share}: expected at least 0 (nothing goes) and less than 1")

@@ -1,0 +1,237 @@
+"""Compressed variants: what is taken away and in how many bits, how that is written, and the one way to make them.
+
+Nothing heavy is imported before something is made: who only reads records needs the names.
+"""
+
+import importlib.util
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from .. import InputError
+from ..measure import records
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..profiles import Profile
+
+BASE = "fp32"  # the model as it is; all others are compared with it
+EXPORTED = "onnx_fp32"  # from which all other bits of ONNX and OpenVINO are made
+TORCH = {
+    BASE: "fp32",
+    "bf16": "bf16",
+    "fp16": "fp16",
+    "torch_int8": "int8, linear layers (PyTorch dynamic)",
+    "torch_int8_embeddings": "int8, linear layers and embeddings (PyTorch dynamic)",
+    "torchao_int8": "int8, linear layers (torchao)",
+    "bnb_int8": "LLM.int8 (bitsandbytes)",
+    "bnb_nf4": "nf4 (bitsandbytes)",
+    "bnb_nf4_double": "nf4, double (bitsandbytes)",
+    "bnb_fp4": "fp4 (bitsandbytes)",
+    "bnb_fp4_double": "fp4, double (bitsandbytes)",
+}
+ONNX = {
+    EXPORTED: "fp32 (ONNX Runtime)",
+    "onnx_int8": "int8, linear layers (ONNX Runtime)",
+    "onnx_int8_embeddings": "int8, linear layers and embeddings (ONNX Runtime)",
+}
+OPENVINO = {"openvino_int8": "int8, calibrated (OpenVINO)"}
+LABELS = TORCH | ONNX | OPENVINO  # of the bits that notebook 06 compares
+INT8 = "int8"  # what follows a cut, as in taylor_50_int8: ONNX Runtime's
+CUTS = {
+    "weights": "{}% of weights zero",
+    "masked": "{}% of heads and neurons zero (Taylor)",
+    "taylor": "{}% of heads and neurons cut (Taylor)",
+    "magnitude": "{}% of heads and neurons cut (magnitude)",
+    "random": "{}% of heads and neurons cut (at random)",
+    "layers": "layers left: {}",
+}
+FAMILIES = {  # of techniques, by how a name begins
+    **dict.fromkeys((BASE, "bf16", "fp16"), "half or full precision"),
+    **dict.fromkeys(("torch", "torchao"), "PyTorch int8"),
+    "bnb": "bitsandbytes",
+    "onnx": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "weights": "weights set to zero",
+    "masked": "masked, not cut",
+    "layers": "layers dropped",
+    **dict.fromkeys(("taylor", "magnitude", "random"), "heads and neurons cut"),
+}
+EXPORTER = ("onnx", "onnxruntime", "onnxscript")
+NEEDS = {  # packages, by how the name of the bits begins
+    "torchao": ("torchao",),
+    "bnb": ("bitsandbytes",),
+    "onnx": EXPORTER,
+    INT8: EXPORTER,
+    "openvino": (*EXPORTER, "openvino", "nncf"),
+}
+TASK, MODEL = "sst2", "student"  # on which, and of which model, most is measured and advised
+HEADS = {TASK: "SST-2", "masked_lm": "masked words"}  # what the student is asked for in notebook 09
+FORMATS = {"onnx": "ONNX", "ort": "ORT"}
+_NAME = re.compile(rf"({BASE}|({'|'.join(CUTS)})_(\d+))(_recovered)?(_{INT8})?")
+
+
+class Variant(NamedTuple):
+    """A compressed variant. Its name is only how it is written in records: `taylor_50_recovered_int8`, `bnb_nf4`."""
+
+    cut: str = ""  # what is taken away, of CUTS; nothing
+    amount: int = 0  # percent that goes or, of layers, how many stay
+    recovered: bool = False  # trained again for a while, the whole model teaching
+    bits: str = BASE  # one of LABELS, or INT8
+
+    @property
+    def name(self) -> str:
+        """As in records."""
+        if self.bits not in (BASE, INT8):
+            return self.bits
+        start = f"{self.cut}_{self.amount}" if self.cut else BASE
+        return start + "_recovered" * self.recovered + f"_{INT8}" * (self.bits == INT8)
+
+    @property
+    def plain(self) -> "Variant":
+        """With as much taken away, in as many bits as the model had."""
+        return self._replace(bits=BASE)
+
+    @property
+    def label(self) -> str:
+        """In words, as in tables and figures of cuts."""
+        start = CUTS[self.cut].format(self.amount) if self.cut else "whole model"
+        return start + ", recovered" * self.recovered + ", int8" * (self.bits == INT8)
+
+
+def parse(name: str) -> Variant:
+    """The variant that is written so; InputError if it is no such name."""
+    if name in LABELS:
+        return Variant(bits=name)
+    if not (found := _NAME.fullmatch(name)):
+        form = f"{BASE} or CUT_AMOUNT, then _recovered, then _int8, with CUT one of {', '.join(CUTS)}"
+        raise InputError(f"unknown variant {name!r}: expected one of {', '.join(LABELS)}; or {form}")
+    _, cut, amount, recovered, eight = found.groups()
+    return Variant(cut or "", int(amount or 0), bool(recovered), INT8 if eight else BASE)
+
+
+def asked(profile: "Profile", name: str) -> list[Variant]:
+    """What a profile measures in notebook 06, quantization, or 07, pruning; the model as it is comes first.
+
+    InputError for a variant that doesn't exist or a share that is no whole percent.
+    """
+    if name == "quantization":
+        return list(dict.fromkeys(map(parse, [BASE, *(profile.quantization.variants or LABELS)])))
+    own = profile.pruning
+    plain = [Variant(), *(Variant("weights", _percent(share)) for share in own.weights)]
+    plain += [Variant(criterion, _percent(share)) for criterion in own.importances for share in own.shares]
+    plain += [Variant("layers", left) for left in own.layers]
+    followed = [one for one in plain if one.cut in ("", *own.recovered)]
+    again = [one._replace(recovered=True) for one in followed]
+    eight = [one._replace(bits=INT8) for one in followed + again[1:]]  # not of the whole model, trained once more
+    return plain + [Variant("masked", _percent(share)) for share in own.masked] + again + eight
+
+
+def _percent(share: float) -> int:
+    if abs(100 * share - round(100 * share)) > 1e-9:
+        raise InputError(f"share {share} in the profile's pruning: expected whole percents")
+    return round(100 * share)
+
+
+def label(name: str) -> str:
+    """What a variant is called in tables and figures."""
+    return LABELS.get(name) or parse(name).label
+
+
+def family(name: str) -> str:
+    """The technique that a variant belongs to; each has its colour in the figures."""
+    variant = parse(name)
+    if variant.bits == INT8:
+        return "pruned, and int8" if variant.cut else FAMILIES["onnx"]
+    return FAMILIES[name.split("_")[0]]
+
+
+def packages(variant: Variant) -> dict[str, str | None]:
+    """The versions of what makes a variant, None for one that isn't installed."""
+    names = ("torch", "transformers", *NEEDS.get(variant.bits.partition("_")[0], ()))
+    return {name: records.versions().get(name) for name in names}
+
+
+def why_not(variant: Variant, device: str = "cpu") -> str | None:
+    """Why a variant cannot be had on this device, or would only be emulated there; None if it can."""
+    if variant.bits in TORCH:
+        from . import quantization
+
+        return quantization.why_not(variant.bits, device, cut=variant.cut in ("taylor", "magnitude", "random"))
+    if device != "cpu":
+        return "for processors"
+    extra = variant.bits in OPENVINO
+    absent = [name for name in packages(variant) if importlib.util.find_spec(name) is None]
+    hint = "an optional extra: pip install openvino nncf" if extra else "pip install -r requirements.txt"
+    return f"{', '.join(absent)} not installed: {hint}" if absent else None
+
+
+class Source:
+    """Where variants come from: a model fine-tuned or pretrained in this series, a random one, or anybody's own.
+
+    A subclass has `whole`, the folder of the model as it is, and what its variants need of: `taylor`, importances of
+    heads [layers, heads] and neurons [layers, neurons] by the loss; `recover(variant, folder)`, the pruned model of a
+    folder, trained again; `calibration()`, examples by which scales are fixed ahead, input_ids, attention_mask and
+    token_type_ids [tokens] each.
+    """
+
+    whole: Path
+    hidden = False  # whether it is exported with its last hidden states as a second output
+
+    def __init__(self, root: Path, fresh: bool = False):
+        """`root`: where its variants are kept. With `fresh`, what is there already is made again, once."""
+        self.root, self.fresh, self.made = root, fresh, set()
+
+    def importances(self, criterion: str) -> "tuple[Tensor, Tensor]":
+        """Importances by one of taylor, magnitude and random."""
+        from . import pruning, quantization
+
+        if criterion == "taylor":
+            return self.taylor
+        model = quantization.load(self.whole, "cpu")
+        return pruning.magnitude(model) if criterion == "magnitude" else pruning.at_random(model, seed=0)
+
+    def path(self, variant: Variant) -> Path:
+        """Where a variant is kept, there or not."""
+        return self.root / variant.name
+
+    def folder(self, variant: Variant) -> Path:
+        """Where a variant lies, made now if it isn't there; of `Variant()`, the model as it is."""
+        if variant == Variant():
+            return self.whole
+        folder = self.path(variant)
+        if not folder.is_dir() or (self.fresh and folder not in self.made):
+            make(variant, self, folder)
+            self.made.add(folder)
+        return folder
+
+
+def make(variant: Variant, of: Source, target: Path) -> None:
+    """Make a variant and save it in `target`, whole or not at all; InputError, with the reason, if it can't be made."""
+    from . import onnx, pruning, quantization
+
+    plain = variant.plain
+    if variant.bits == EXPORTED:
+        onnx.export(quantization.load(of.folder(plain), "cpu"), of.whole, target, of.hidden)
+    elif variant.bits in (*ONNX, *OPENVINO, INT8):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            if plain == Variant():
+                exported = of.folder(Variant(bits=EXPORTED))
+            else:  # exported for this alone
+                exported = Path(scratch) / EXPORTED
+                make(plain._replace(bits=EXPORTED), of, exported)
+            if variant.bits in OPENVINO:
+                onnx.calibrate(exported, target, of.calibration())
+            else:
+                onnx.quantize(exported, target, "embeddings" in variant.bits)
+    elif variant.bits != BASE or variant == Variant():
+        quantization.save(variant.bits, of.folder(plain), target)
+    elif variant.recovered:
+        pruning.save(of.recover(variant, of.folder(variant._replace(recovered=False))), of.whole, target)
+    else:
+        model = quantization.load(of.whole, "cpu")
+        pruning.take_away(model, variant.cut, variant.amount, of.importances)
+        pruning.save(model, of.whole, target)

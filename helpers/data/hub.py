@@ -1,0 +1,100 @@
+"""Data sets by name, from the Hub or the mini-world in its place: provenance, official row counts, and their text."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from datasets import Dataset, disable_progress_bars, load_dataset
+
+from .. import ROOT, InputError
+from ..measure import records
+from ..measure.metrics import GLUE
+from ..profiles import Profile
+from . import miniworld
+
+OFFICIAL_ROWS = {  # of the Hub's data sets, so that a part is never taken for the whole
+    **{("nyu-mll/glue", task): spec.rows for task, spec in GLUE.items()},
+    ("openai/gsm8k", "main"): {"train": 7_473, "test": 1_319},
+    ("rajpurkar/squad", "plain_text"): {"train": 87_599, "validation": 10_570},
+    ("stanfordnlp/imdb", "plain_text"): {"train": 25_000, "test": 25_000},
+    ("Salesforce/wikitext", "wikitext-2-v1"): {"train": 36_718, "validation": 3_760, "test": 4_358},
+    ("Salesforce/wikitext", "wikitext-2-raw-v1"): {"train": 36_718, "validation": 3_760, "test": 4_358},
+}
+WORLD = ROOT / ".data" / f"miniworld-{miniworld.VERSION}"
+
+disable_progress_bars()  # conversion takes a second; downloads keep their own bars
+
+
+def load(profile: Profile, data_id: str, config: str, split: str) -> tuple[Dataset, dict]:
+    """One split of a data set, and its provenance: id, config, revision, rows and whether they are a part only.
+
+    InputError if there is no such data set, configuration or split, no way to reach it, or no row in it.
+    """
+    embedded = profile.hub == "miniworld"
+    try:
+        dataset = load_dataset(str(miniworld.write(WORLD) / data_id) if embedded else data_id, config, split=split)
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(f"data set {data_id!r}, {config!r}, {split!r}: {reason}") from error
+    if not len(dataset):
+        raise InputError(f"data set {data_id!r}, {config!r}: the split {split!r} is empty")
+    source = {"id": data_id, "config": config, "rows": {split: len(dataset)}}
+    if embedded:
+        return dataset, source | {"id": f"miniworld:{data_id}", "revision": f"version {miniworld.VERSION}"}
+    official = OFFICIAL_ROWS.get((data_id, config), {}).get(split)
+    source |= {"revision": records.revision(data_id, "dataset"), "official_rows": {split: official}}
+    return dataset, source | {"partial": official is not None and len(dataset) < official}
+
+
+def sample(profile: Profile, data_id: str, config: str, split: str, rows: int | None = None) -> tuple[Dataset, dict]:
+    """`load`, or where there are more than `rows`, so many of them: drawn once, alike for every model and seed."""
+    dataset, source = load(profile, data_id, config, split)
+    if rows is not None and rows < len(dataset):
+        chosen = np.sort(np.random.default_rng(0).choice(len(dataset), rows, replace=False))
+        source = source | {"capped": {split: f"{rows:,} of {len(dataset):,} {split} rows"}}
+        dataset = dataset.select(chosen)
+    return dataset, source
+
+
+def download(profile: Profile) -> list[str]:
+    """Fetch every data set of the profile, so that a later run needs no network; what was fetched, a line each."""
+    corpus, lines = profile.corpus, []
+    wanted = {(corpus.id, corpus.train): ["train"]}
+    wanted |= {("nyu-mll/glue", task): ["train", *GLUE[task].dev_splits] for task in profile.glue.tasks}
+    for data_id in ("stanfordnlp/imdb", "rajpurkar/squad", "openai/gsm8k"):
+        wanted |= {place: list(rows) for place, rows in OFFICIAL_ROWS.items() if place[0] == data_id}
+    wanted[corpus.id, corpus.heldout] = ["train", "validation", "test"]
+    for (data_id, config), splits in wanted.items():
+        for split in splits:
+            _, source = load(profile, data_id, config, split)
+            lines.append(f"{source['id']} {config} {split}: {source['rows'][split]:,} rows")
+    return lines
+
+
+def articles(lines: Sequence[str], unknown: str = "[UNK]") -> Iterator[str]:
+    """WikiText's rows as whole articles: a new one begins at each ` = Title = `.
+
+    What WikiText's authors did to the text is undone: ` @-@ ` is a hyphen again, and so on. `<unk>` becomes the
+    tokenizer's `unknown`.
+    """
+    article: list[str] = []
+    for line in lines:
+        if re.fullmatch(r" = [^=].*[^=] = \n?", line) and article:
+            yield "".join(article)
+            article = []
+        if line.strip():
+            article.append(re.sub(r" @([-,.])@ ", r"\1", line).replace("<unk>", unknown))
+    if article:
+        yield "".join(article)
+
+
+def problems(profile: Profile, split: str, answers: bool = True) -> tuple[list[str], dict]:
+    """GSM8K's word problems, a text each, with their worked answers or without; and their provenance.
+
+    The calculator's notes inside the answers, `<<48/2=24>>`, are taken out: nobody reads or writes them.
+    """
+    dataset, source = load(profile, "openai/gsm8k", "main", split)
+    if not answers:
+        return list(dataset["question"]), source
+    worked = [re.sub(r"<<.*?>>", "", answer) for answer in dataset["answer"]]
+    return [f"{question}\n{answer}" for question, answer in zip(dataset["question"], worked, strict=True)], source

@@ -1,0 +1,442 @@
+"""Models in fewer bits, with less in them, or both: the experiments of notebooks 06 and 07.
+
+`Compression` measures variants of fine-tuned models, `Losses` those of the pretrained student, and `FullSize` how fast
+and how large they are at the size of the real DistilBERT. `variants.make` makes them all, each from a source below.
+"""
+
+import dataclasses
+import functools
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DistilBertConfig, DistilBertForSequenceClassification, PreTrainedModel
+
+from .. import InputError
+from ..compression import onnx, pruning, quantization, runtimes, variants
+from ..compression.variants import BASE, EXPORTED, INT8, LABELS, ONNX, OPENVINO, Variant, parse
+from ..data import encoding
+from ..measure import metrics, records, timing
+from ..measure.sweep import Experiment
+from ..models import checkpoints, finetuning
+from ..models.distillation import heldout_losses
+from ..profiles import Profile, Recipe, as_settings
+from . import glue
+from .pretraining import TEACHER, Pretraining
+
+VERSION = 1  # raised whenever the code changes the numbers it makes
+NOT_HERE = "not measured in this profile, which is too small for it (`quantization.full_size`)"
+
+
+def _made_by(variant: Variant) -> dict:
+    made = {"version": VERSION, "packages": variants.packages(variant), "flags": records.telling_flags()}
+    return made | {"reduce_range": onnx.needs_reduced_range()}
+
+
+class Compression(Experiment):
+    """Units {"task", "model", "variant"}: variants of the fine-tuned models that notebook 02 has kept.
+
+    They are measured on the processor and, where there is a GPU, once more on it: these have "device": "cuda".
+    """
+
+    def __init__(self, profile: Profile, space: records.Workspace, fresh: bool = False, name: str = "quantization"):
+        """`name`: quantization or pruning, the part of the profile that says what is measured."""
+        super().__init__(profile, space, fresh)
+        self.name, self.own, self.timed = name, getattr(profile, name), profile.quantization
+        self.glue = glue.Glue(profile, space)
+        self.variants = {one.name: one for one in variants.asked(profile, name)}
+        self.elsewhere = getattr(self.own, "elsewhere", None)  # what is taken away on tasks after the first
+        list(map(parse, (*(self.own.isolated or ()), *(self.elsewhere or ()))))  # refuses what doesn't exist
+        self.answers: dict[tuple[Path, str], np.ndarray] = {}  # the whole model's logits on the dev set
+        self._sources: dict[tuple[str, str], FineTuned] = {}
+
+    @property
+    def units(self) -> list[dict]:
+        """Every unit, the uncompressed model first."""
+        pairs = [(task, model) for task in self.own.tasks for model in self.own.models]
+        found = [{"task": task, "model": model, "variant": name} for task, model in pairs for name in self._on(task)]
+        return found + [unit | {"device": "cuda"} for unit in found if self.glue.device.type == "cuda"]
+
+    def _on(self, task: str) -> list[str]:
+        if self.elsewhere is None or task == self.own.tasks[0]:
+            return list(self.variants)
+        few = {Variant(), *map(parse, self.elsewhere)}
+        return [name for name, one in self.variants.items() if one._replace(recovered=False, bits=BASE) in few]
+
+    def why_not(self, unit: dict) -> str | None:
+        if not self.weights(unit["task"], unit["model"]):
+            return "run notebooks 01 and 02 first, or set `store` to where their results are"
+        return variants.why_not(parse(unit["variant"]), unit.get("device", "cpu"))
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """The variants that cannot be had on this processor, each with the reason."""
+        return {name: reason for name, one in self.variants.items() if (reason := variants.why_not(one))}
+
+    def settings(self, unit: dict) -> dict:
+        """All that could change the unit's numbers."""
+        recipe, timed = as_settings(self.glue.recipe(unit)), as_settings(self.timed)
+        how = {name: timed[name] for name in ("threads", "length", "batch_size")}
+        how |= {"rules": as_settings(self.profile.timing), "cpu": records.cpu()["model"]}
+        how |= {"gpu": torch.cuda.get_device_name(0)} if "device" in unit else {}
+        how |= {"repeats": self.timed.repeats * self.isolated(unit), "device": unit.get("device", "cpu")}
+        return {"made": self.made_of(unit), "rows": {name: recipe[name] for name in ("dev_rows", "length")}} | how
+
+    def made_of(self, unit: dict) -> dict:
+        """All that could change the variant itself."""
+        variant = parse(unit["variant"])
+        made = _made_by(variant) | {"model": self.weights(unit["task"], unit["model"])}
+        if variant.bits in OPENVINO:
+            made["calibration_rows"] = onnx.CALIBRATION_ROWS
+        elif variant.cut in ("taylor", "masked"):
+            made["calibration_rows"] = self.profile.pruning.calibration_rows
+        if variant.recovered:
+            made["recovery"] = as_settings(self.recovery(unit["task"])) | {"precision": self.glue.precision}
+        return made
+
+    def recovery(self, task: str) -> Recipe:
+        """How a pruned model is trained again: by its task's recipe, for as long as the profile says."""
+        own = self.profile.pruning.recovery
+        return dataclasses.replace(self.glue.recipe({"task": task}), epochs=own.epochs, learning_rate=own.learning_rate)
+
+    def fine_tuned(self, task: str, model: str) -> dict:
+        """The unit of notebook 02 that variants are made of."""
+        return {"task": task, "model": model, "seed": self.profile.glue.seeds[0]}
+
+    def source(self, task: str, model: str) -> "FineTuned":
+        """A fine-tuned model, of which variants are made."""
+        return self._sources.setdefault((task, model), FineTuned(self, task, model))
+
+    def weights(self, task: str, model: str) -> str | None:
+        """What the fine-tuned model is recognised by; None where notebook 02 has not made it, nor left a record."""
+        return self.source(task, model).weights
+
+    def folder(self, unit: dict) -> Path:
+        """Where the unit's variant is kept: made now if it isn't there."""
+        return self.source(unit["task"], unit["model"]).folder(parse(unit["variant"]))
+
+    @runtimes.threads_kept()
+    def measure(self, unit: dict) -> records.Measurement:
+        """The variant's answers on the dev set, its size, and its times beside those of fp32 in one run."""
+        variant, task, device = parse(unit["variant"]), unit["task"], unit.get("device", "cpu")
+        folder, base = self.folder(unit), self.folder(unit | {"variant": BASE})
+        run, reference = (runtimes.load(one, self.timed.threads, device) for one in (folder, base))
+        examples, labels, source = self.glue.examples(task, "validation")
+        logits = self.predict(run, examples)
+        if (base, device) not in self.answers:
+            self.answers[base, device] = logits if folder == base else self.predict(reference, examples)
+        full = self.answers[base, device]
+        guesses, expected = logits.argmax(-1), full.argmax(-1)
+        scores = glue.GlueMetric(task).compute(predictions=guesses, references=labels)
+        scores |= {"score": metrics.task_score(task, scores), "agreement": (guesses == expected).mean()}
+        scores |= {"logit_error": np.abs(logits - full).mean(), "size_mb": timing.size_mb(folder)}
+        scores |= {"footprint_mb": weights / 1e6} if (weights := run.touch()) else {}
+        timed, taken = self.times((run, reference), examples, device)
+        text = self.glue.pretraining.tokenizer.decode(examples[0]["input_ids"], skip_special_tokens=True)
+        given = folder, text, self.timed.threads, device
+        alone = [runtimes.alone(*given) for _ in range(self.timed.repeats * self.isolated(unit))]
+        left, stayed = _left(quantization.load(self.folder(unit | {"variant": variant.plain.name}), "cpu"), variant)
+        details = {"predictions": records.pack(guesses), "references": records.pack(labels)}
+        details |= {"seconds": taken, "alone": alone, "checkpoint": checkpoints.file_hash(folder)} | stayed
+        scores = {name: float(v) for name, v in (scores | timed | runtimes.medians(alone) | left).items()}
+        return records.Measurement(scores, [source], self.glue.sources(unit, quantization.load(base, "cpu")), details)
+
+    def predict(self, run: runtimes.Runner, examples: Sequence[dict]) -> np.ndarray:
+        """Logits [rows, classes], each row asked for alone: quantized inputs share one scale in a batch."""
+        return np.concatenate([run(self.batch([example])) for example in examples])
+
+    def batch(self, examples: Sequence[dict]) -> runtimes.Inputs:
+        """Examples as a runner takes them, padded to the longest of them."""
+        given = [{name: example[name] for name in runtimes.NAMES} for example in examples]
+        padded = encoding.Padding(self.glue.pretraining.tokenizer.pad_token_id)(given)
+        return {name: values.numpy() for name, values in padded.items()}
+
+    def times(self, runs: Sequence[runtimes.Runner], examples: Sequence[dict], device: str) -> tuple[dict, dict]:
+        """Latency of one row of `length` tokens, all of them real, and throughput of a batch of real rows.
+
+        `runs`: the variant and fp32, timed in turn. Raw seconds beside them.
+        """
+
+        def beside(given: runtimes.Inputs) -> tuple[dict, dict]:
+            calls = [functools.partial(run, given) for run in runs]
+            return timing.beside(*calls, self.profile.timing, timing.timer(device))
+
+        ids = np.concatenate([example["input_ids"] for example in examples])
+        ordered = sorted(examples, key=lambda example: len(example["input_ids"]))
+        middle = ordered[max(0, len(ordered) // 2 - self.timed.batch_size // 2) :][: self.timed.batch_size]
+        found, raw = beside(runtimes.unpadded(np.resize(ids, (1, self.timed.length))))  # again where there are fewer
+        batched, raw_batched = beside(self.batch(middle))
+        rate = 1e3 / batched["latency_p50_ms"]
+        tokens = sum(len(example["input_ids"]) for example in middle)
+        found |= {"samples_per_s": len(middle) * rate, "tokens_per_s": tokens * rate}
+        for end in ("", "_low", "_high"):
+            found[f"throughput_times_as_fast{end}"] = batched[f"latency_times_as_fast{end}"]
+        return found, {"latency": raw, "throughput": raw_batched}
+
+    def isolated(self, unit: dict) -> bool:
+        """Whether memory and cold start are measured: of the first task's models, since the others' are as large."""
+        few = self.own.isolated
+        return unit["task"] == self.own.tasks[0] and unit["variant"] in (self.variants if few is None else few)
+
+
+def _left(model: PreTrainedModel, variant: Variant) -> tuple[dict, dict]:
+    """What is left of a model: parameters, zeros, and the size if these weren't stored; which heads and neurons."""
+    scores = {"parameters": checkpoints.parameters(model)}
+    if variant.bits != BASE:
+        return scores, {}
+    scores |= {"sparsity": pruning.sparsity(model), "sparse_size_mb": pruning.sparse_size_mb(model)}
+    kept = getattr(model, "kept", None)
+    return scores, {"heads": kept.heads, "neurons": [len(own) for own in kept.neurons]} if kept else {}
+
+
+class FineTuned(variants.Source):
+    """A model of notebook 02, its importances by its task's training rows, on which it can be trained again."""
+
+    def __init__(self, of: Compression, task: str, model: str):
+        super().__init__(of.space.checkpoints, of.fresh)
+        self.of, self.glue, self.task, self.model = of, of.glue, task, model
+
+    @functools.cached_property
+    def weights(self) -> str | None:
+        """What the model is recognised by; None where notebook 02 has not made it, nor left a record."""
+        try:
+            return self.glue.finetuned_hash(self.of.fine_tuned(self.task, self.model))
+        except InputError:
+            return None
+
+    @functools.cached_property
+    def whole(self) -> Path:
+        """The fine-tuned checkpoint; fine-tuned again if it has gone, and refused if it came out otherwise then."""
+        unit = self.of.fine_tuned(self.task, self.model)
+        folder = self.glue.checkpoint(unit)
+        if not folder.is_dir():
+            self.glue.trained(unit)
+        if checkpoints.file_hash(folder) != self.weights:
+            raise InputError(f"{folder.name} came out other than its record says: run 02 with fresh = True")
+        return folder
+
+    def path(self, variant: Variant) -> Path:
+        unit = {"task": self.task, "model": self.model, "variant": variant.name}
+        kind = "quantization" if variant.name in LABELS else "pruning"  # what both have is made once
+        return self.root / f"{kind}-{records.slug(unit)}-{records.digest(self.of.made_of(unit))}"
+
+    @functools.cached_property
+    def taylor(self) -> tuple[Tensor, Tensor]:
+        whole, rows = quantization.load(self.whole, self.glue.device), self.of.profile.pruning.calibration_rows
+        return pruning.by_loss(whole, self.examples, rows, self.pad)
+
+    @property
+    def examples(self) -> list[dict]:
+        """The task's training examples."""
+        return self.glue.train_examples({"task": self.task})[0]
+
+    @property
+    def pad(self) -> int:
+        return self.glue.pretraining.tokenizer.pad_token_id
+
+    def calibration(self) -> list[dict]:
+        drawn = np.random.default_rng(0).permutation(len(self.examples))[: onnx.CALIBRATION_ROWS]
+        return [self.examples[row] for row in drawn]
+
+    @functools.cached_property
+    def taught(self) -> list[dict]:
+        """The training examples with what the whole model says of them."""
+        whole, recipe = quantization.load(self.whole, self.glue.device), self.glue.recipe({"task": self.task})
+        return finetuning.guided(whole, self.examples, recipe.evaluation_batch_size, self.pad)
+
+    def recover(self, variant: Variant, pruned: Path) -> PreTrainedModel:
+        """Train a pruned model again, on its task and towards the whole model's logits; zeros stay zero."""
+        model = quantization.load(pruned, self.glue.device)
+        unfinished = self.path(variant).with_name(f"{self.path(variant).name}.training")
+        if self.fresh:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        seed = self.of.fine_tuned(self.task, self.model)["seed"]
+        options = self.of.recovery(self.task), seed, unfinished, self.glue.precision, self.pad
+        trainer = finetuning.FineTuner(model, self.taught, *options)
+        if variant.cut == "weights":
+            trainer.add_callback(pruning.KeepZeros(model))
+        finetuning.fine_tune(trainer)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        return model
+
+
+class Losses(Experiment):
+    """Units {"model", "variant"}: the three terms of the triple loss, of the pretrained student in every variant.
+
+    On held-out text as in notebook 01, block by block: inputs that are quantized together share one scale.
+    """
+
+    def __init__(self, profile: Profile, space: records.Workspace, fresh: bool = False, name: str = "quantization"):
+        """`name`: quantization or pruning."""
+        super().__init__(profile, space, fresh)
+        self.name, self.pretraining = name, Pretraining(profile, space)
+        self.unit = {"model": "student", "seed": profile.distillation.seeds[0]}
+
+    @property
+    def units(self) -> list[dict]:
+        """What is neither trained again nor masked; what is taken away, and then in 8 bits."""
+        every = variants.asked(self.profile, self.name)
+        found = [one for one in every if not one.recovered and one.cut != "masked"]
+        found.sort(key=lambda one: every.index(one.plain))
+        return [{"model": "student", "variant": one.name} for one in found]
+
+    def why_not(self, unit: dict) -> str | None:
+        try:
+            self.pretraining.weights(self.unit)
+        except InputError:
+            return "run notebook 01 first, or set `store` to where its results are"
+        return variants.why_not(parse(unit["variant"]))
+
+    def settings(self, unit: dict) -> dict:
+        """All that could change the unit's numbers."""
+        variant = parse(unit["variant"])
+        made = {"version": VERSION, "model": self.pretraining.weights(self.unit), "device": "cpu"}
+        made |= {"packages": variants.packages(variant), "flags": records.telling_flags()}
+        if self.name == "pruning":
+            made["calibration_rows"] = self.profile.pruning.calibration_rows
+        if variant.bits in (*ONNX, INT8) and variant.bits != EXPORTED:
+            made["head"] = "int8"  # its copy of the embeddings' table, too
+        corpus, how = as_settings(self.profile.corpus), as_settings(self.profile.distillation)
+        recipe = {"positions": how["positions"], "mask_rate": how["mask_rate"]}
+        recipe["blocks"] = self.profile.quantization.blocks
+        return made | {"teacher": self.pretraining.weights(TEACHER), "corpus": corpus, "recipe": recipe}
+
+    def measure(self, unit: dict) -> records.Measurement:
+        """The losses against the teacher, and the variant's size."""
+        plain, _ = self.pretraining.trained(self.unit)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Pretrained(self, Path(scratch)).folder(parse(unit["variant"]))
+            torch_can = runtimes.runtime(folder) == "torch"
+            model = quantization.load(folder, "cpu") if torch_can else onnx.MaskedLM(folder, torch.get_num_threads())
+            size = timing.size_mb(folder)
+        corpus, text = self.profile.corpus, self.pretraining.text
+        count = min(self.profile.quantization.blocks, corpus.heldout_blocks or self.profile.quantization.blocks)
+        sides = model, self.teacher, text.heldout(corpus.heldout, count), self.profile.distillation
+        scores = heldout_losses(*sides, self.pretraining.tokenizer.pad_token_id, batch_size=1) | {"size_mb": size}
+        return records.Measurement(scores, text.sources, self.pretraining.sources(self.unit, plain), {})
+
+    def make(self, variant: Variant, folder: Path) -> None:
+        """Make a variant of the pretrained student."""
+        with tempfile.TemporaryDirectory() as scratch:
+            variants.make(variant, Pretrained(self, Path(scratch)), folder)
+
+    @functools.cached_property
+    def teacher(self) -> Callable[[dict[str, Tensor], Tensor], tuple[Tensor, Tensor]]:
+        """The teacher, asked as `onnx.MaskedLM` is: all variants ask about the same blocks, and it reads each once."""
+        model, known = self.pretraining.teacher.to("cpu"), {}
+
+        def ask(inputs: dict[str, Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
+            key = inputs["input_ids"].numpy().tobytes()
+            if key not in known:
+                known[key] = checkpoints.encode(model, **inputs)
+            return known[key], checkpoints.vocabulary_logits(model, known[key][chosen])
+
+        return ask
+
+    @functools.cached_property
+    def taylor(self) -> tuple[Tensor, Tensor]:
+        """Importances in the pretrained student, by its own masked-LM loss."""
+        rows, whole = self.profile.pruning.calibration_rows, self.pretraining.checkpoint(self.unit)
+        pad, blocks = self.pretraining.tokenizer.pad_token_id, self.masked_blocks(rows)
+        return pruning.by_loss(quantization.load(whole, "cpu"), blocks, rows, pad)
+
+    def masked_blocks(self, count: int) -> list[dict]:
+        """So many masked blocks of the training text, drawn once for all."""
+        tokenizer, text = self.pretraining.tokenizer, self.pretraining.text.blocks
+        masked = encoding.MaskedBlocks(text, encoding.Masking(tokenizer, self.profile.distillation.mask_rate))
+        return [masked[block] for block in np.random.default_rng(0).permutation(len(text))[:count]]
+
+
+class Pretrained(variants.Source):
+    """The student of notebook 01. Its export stays, for both notebooks; all else is in `root`."""
+
+    hidden = True
+    taylor = property(lambda self: self.of.taylor)
+
+    def __init__(self, of: Losses, root: Path):
+        super().__init__(root)
+        self.of = of
+
+    @property
+    def whole(self) -> Path:
+        folder = self.of.pretraining.checkpoint(self.of.unit)
+        if not folder.is_dir():
+            self.of.pretraining.trained(self.of.unit)
+        return folder
+
+    def path(self, variant: Variant) -> Path:
+        if variant != Variant(bits=EXPORTED):
+            return super().path(variant)
+        made = {"model": self.of.pretraining.weights(self.of.unit), "opset": onnx.OPSET}
+        made["packages"] = variants.packages(variant)
+        return self.of.space.checkpoints / f"exported-{records.slug(self.of.unit)}-{records.digest(made)}"
+
+    def calibration(self) -> list[dict]:
+        return [runtimes.unpadded(block["input_ids"]) for block in self.of.masked_blocks(onnx.CALIBRATION_ROWS)]
+
+
+class FullSize(Experiment):
+    """Units {"shape", "variant"}: variants at the size of the real DistilBERT, each timed beside fp32 in one run.
+
+    Time and size depend on shapes alone, so the weights are drawn at random, and nothing is said about accuracy.
+    """
+
+    name = "fullsize"
+
+    def __init__(self, profile: Profile, space: records.Workspace, fresh: bool = False, *, names: Sequence[str]):
+        """`names`: of the variants, as `onnx_int8`, `layers_3` or `random_50_int8`."""
+        super().__init__(profile, space, fresh)
+        self.names = names
+
+    @property
+    def units(self) -> list[dict]:
+        return [{"shape": "distilbert", "variant": name} for name in self.names]
+
+    def why_not(self, unit: dict) -> str | None:
+        variant = parse(unit["variant"])
+        if not self.profile.quantization.full_size:
+            return NOT_HERE
+        if variant.cut not in ("", "random", "layers") or variant.recovered:
+            return "weights know nothing here: expected random_PERCENT or layers_COUNT, and _int8"
+        return variants.why_not(variant)
+
+    def settings(self, unit: dict) -> dict:
+        """All that could change the unit's numbers."""
+        how = {"threads": 1, "length": self.profile.quantization.length, "rules": as_settings(self.profile.timing)}
+        return _made_by(parse(unit["variant"])) | how | {"device": "cpu", "cpu": records.cpu()["model"]}
+
+    @runtimes.threads_kept()
+    def measure(self, unit: dict) -> records.Measurement:
+        """Size, and the latency of one row on one thread beside PyTorch's fp32."""
+        variant = parse(unit["variant"])
+        with tempfile.TemporaryDirectory() as scratch:
+            of = Random(Path(scratch), self.profile.quantization.length)
+            folder = of.folder(variant)
+            run, reference = (runtimes.load(one, threads=1) for one in (folder, of.whole))
+            scores, seconds = timing.beside(lambda: run(of.row), lambda: reference(of.row), self.profile.timing)
+            counted = checkpoints.parameters(quantization.load(of.folder(variant.plain), "cpu"))
+            scores |= {"size_mb": timing.size_mb(folder), "parameters": counted}
+        shape = {"id": "DistilBertConfig()", "revision": None, "weights": "random", "parameters": counted}
+        return records.Measurement({n: float(v) for n, v in scores.items()}, [], [shape], {"seconds": seconds})
+
+
+class Random(variants.Source):
+    """A DistilBERT of the real one's shape with random weights, on which only cuts that ask nothing make sense."""
+
+    def __init__(self, root: Path, length: int):
+        """`length`: of the row of tokens by which scales are fixed, and which is then asked about."""
+        super().__init__(root)
+        self.row = runtimes.unpadded(np.random.default_rng(0).integers(1000, 20000, size=(1, length)))
+
+    @functools.cached_property
+    def whole(self) -> Path:
+        torch.manual_seed(0)
+        DistilBertForSequenceClassification(DistilBertConfig()).save_pretrained(self.root / "whole")
+        return self.root / "whole"
+
+    def calibration(self) -> list[dict]:
+        return [{name: values[0] for name, values in self.row.items()}]

@@ -1,0 +1,344 @@
+"""The experiments of notebook 09: the student as an application would run it on a phone.
+
+`Deployed` exports it for ONNX Runtime and measures it here; `bundle` lays it out for a real phone; `Emulated` asks it
+in ONNX Runtime's build for arm64 under QEMU's user emulation, where its answers are those of the kernels that a phone
+runs, as far as the emulator is right, and its times mean nothing.
+"""
+
+import functools
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .. import ROOT, InputError
+from ..compression import onnx, quantization, runtimes, variants
+from ..compression.variants import BASE, EXPORTED, FORMATS, HEADS, INT8, MODEL, TASK, Variant, parse
+from ..data import encoding
+from ..measure import machine, records, timing
+from ..measure.sweep import Experiment
+from ..models import checkpoints
+from ..profiles import Profile, as_settings
+from . import compression
+
+VERSION = 2  # raised whenever the code changes the numbers it makes
+EMULATED_VERSION = 1  # the same, of what is asked on arm64
+SENTENCE = "a story that is told with warmth and without hurry ."  # asked for in a process of its own
+PHONE_SCRIPT = ROOT / "tools" / "phone.sh"
+ARM64 = ROOT / ".arm64"  # by tools/arm64.sh: root/, a small Debian; site/, its packages; here/, ONNX Runtime for us
+EMULATOR = "qemu-aarch64-static"
+CORE = "cortex-a76"  # as in phones. QEMU 7.2's default core has i8mm instructions; with them, 8 bits come out wrong
+ROWS = {"sst2": 20, "masked_lm": 3}  # an answer takes seconds
+TIMEOUT = 900  # seconds
+# Runs in both interpreters, the emulated one and this one, with nothing but NumPy and ONNX Runtime.
+ASK = """
+import sys, numpy, onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+given, said = numpy.load(sys.argv[2]), {}
+for row in sorted({name.split(".")[0] for name in given.files}, key=int):
+    said[row] = session.run(None, {one.name: given[f"{row}.{one.name}"] for one in session.get_inputs()})[0]
+numpy.savez(sys.argv[3], **said)
+print(onnxruntime.__version__)
+"""
+Asked = tuple[runtimes.Inputs, np.ndarray, np.ndarray]  # a row, the places that are scored and their labels
+
+
+class Deployed(Experiment):
+    """Units {"head", "variant", "format", "threads"}, of the student fine-tuned on SST-2 and of the pretrained one.
+
+    The variants are those of notebook 07, and each of them in 8 bits, matrices and embeddings. The pretrained student
+    is pruned without being trained again.
+    """
+
+    name = "edge"
+
+    def __init__(self, profile: Profile, space: records.Workspace, fresh: bool = False):
+        """With `fresh`, models that are there already are exported again; InputError for wrong variants or threads."""
+        super().__init__(profile, space, fresh)
+        self.own, self.pruned = profile.edge, compression.Compression(profile, space, name="pruning")
+        self.losses = compression.Losses(profile, space, name="pruning")
+        self.pretraining = self.losses.pretraining
+        self.made: set[Path] = set()  # models exported by this run
+        for name in self.own.variants:
+            if parse(name).bits != BASE:
+                raise InputError(f"edge.variants has {name}: leave out _int8, every variant is measured in 8 bits too")
+        machine.require_cores("edge.threads", self.own.threads)
+
+    @property
+    def units(self) -> list[dict]:
+        """Every unit, the model that nothing was taken from first."""
+        found = []
+        for head in HEADS:
+            cuts = [parse(name) for name in (BASE, *self.own.variants)]
+            cuts = dict.fromkeys(cut._replace(recovered=cut.recovered and head == TASK) for cut in cuts)
+            for cut, bits, kind, threads in itertools.product(cuts, (BASE, INT8), FORMATS, self.own.threads):
+                variant = cut._replace(bits=bits).name
+                found.append({"head": head, "variant": variant, "format": kind, "threads": threads})
+        return found
+
+    def why_not(self, unit: dict) -> str | None:
+        """ONNX Runtime or the unit's model is missing."""
+        if reason := variants.why_not(parse(unit["variant"])._replace(bits=EXPORTED)):
+            return reason
+        absent = self.weights[unit["head"]] is None
+        return "run notebooks 01 and 02 first, or set `store` to where their results are" if absent else None
+
+    @functools.cached_property
+    def weights(self) -> dict[str, str | None]:
+        """What each head's whole model is recognised by; None where it has not been made, nor left a record."""
+        try:
+            pretrained = self.pretraining.weights(self.losses.unit)
+        except InputError:
+            pretrained = None
+        return {TASK: self.pruned.weights(TASK, MODEL), "masked_lm": pretrained}
+
+    def settings(self, unit: dict) -> dict:
+        """All that could change the unit's numbers."""
+        how = {"threads": unit["threads"], "length": self.own.length, "repeats": self.own.repeats, "device": "cpu"}
+        how |= {"rules": as_settings(self.profile.timing), "cpu": records.cpu()["model"]}
+        if self.judged(unit):
+            how["judged_on"] = self._judged_on(unit["head"])
+        return {"made": self.made_of(unit)} | how
+
+    def judged(self, unit: dict) -> bool:
+        """Whether the unit's answers are looked at: at the first number of threads, on which they don't depend."""
+        return unit["threads"] == self.own.threads[0]
+
+    def _judged_on(self, head: str) -> dict:
+        if head == TASK:
+            recipe = as_settings(self.pruned.glue.recipe({"task": TASK}))
+            return {name: recipe[name] for name in ("dev_rows", "length")}
+        corpus = as_settings(self.profile.corpus)
+        text = {name: corpus[name] for name in ("id", "heldout", "block_length")}
+        return text | {"blocks": self.own.blocks, "mask_rate": self.profile.distillation.mask_rate}
+
+    def made_of(self, unit: dict) -> dict:
+        """All that could change the exported model itself."""
+        variant, guesses_words = parse(unit["variant"]), unit["head"] != TASK
+        exported = {"version": VERSION, "opset": onnx.OPSET, "packages": variants.packages(Variant(bits=EXPORTED))}
+        if variant.bits == INT8:
+            exported["reduce_range"] = onnx.needs_reduced_range()
+            exported |= {"head": "int8"} if guesses_words else {}  # its copy of the embeddings' table, too
+        rows = self.profile.pruning.calibration_rows
+        whole = {"model": self.weights["masked_lm"], "calibration_rows": rows} if guesses_words else None
+        return {"whole": whole or self.pruned.made_of(self._in_torch(variant)), "exported": exported}
+
+    def _in_torch(self, variant: Variant) -> dict:
+        """Notebook 07's unit, in PyTorch, of which the fine-tuned student's variant is made."""
+        return {"task": TASK, "model": MODEL, "variant": variant.plain.name}
+
+    def folder(self, unit: dict) -> Path:
+        """Where the unit's model is kept: made now if it isn't there. The format may be "torch", too: the original."""
+        variant, name = parse(unit["variant"]), {key: unit[key] for key in ("head", "variant", "format")}
+        if unit["format"] == "torch" and unit["head"] == TASK:
+            return self.pruned.folder(self._in_torch(variant))
+        folder = self.space.checkpoints / f"edge-{records.slug(name)}-{records.digest(self.made_of(unit))}"
+        if folder not in self.made and (self.fresh or not folder.is_dir()):
+            self._make(name, variant, folder)
+            self.made.add(folder)
+        return folder
+
+    def _make(self, unit: dict, variant: Variant, folder: Path) -> None:
+        if unit["format"] == "torch":
+            self.losses.make(variant, folder)
+        elif unit["format"] == "ort":
+            onnx.mobile(self.folder(unit | {"format": "onnx"}), folder)
+        elif variant.bits == INT8:
+            onnx.quantize(self.folder(unit | {"variant": variant.plain.name}), folder, embeddings=True)
+        else:
+            plain = self.original(unit)
+            onnx.export(quantization.load(plain, torch.device("cpu")), plain, folder)
+
+    def original(self, unit: dict) -> Path:
+        """The PyTorch model, in fp32, that the unit's was exported from."""
+        return self.folder(unit | {"variant": parse(unit["variant"]).plain.name, "format": "torch"})
+
+    @runtimes.threads_kept()
+    def measure(self, unit: dict) -> records.Measurement:
+        """Time beside the whole fp32 model's in ONNX format, size, memory, cold start, and how good the answers are."""
+        folder, base = self.folder(unit), self.folder(unit | {"variant": BASE, "format": "onnx"})
+        run, reference = (runtimes.load(one, unit["threads"]) for one in (folder, base))
+        row = np.resize(np.concatenate(self.heldout[0]), (1, self.own.length)).astype(np.int64)
+        row, sources = runtimes.unpadded(row), []
+        scores, seconds = timing.beside(lambda: run(row), lambda: reference(row), self.profile.timing)
+        details = {"seconds": seconds}
+        if self.judged(unit):
+            answered, said, sources = self.answers(unit, run)
+            scores, details = scores | answered, details | said
+        details["alone"] = [runtimes.alone(folder, SENTENCE, unit["threads"]) for _ in range(self.own.repeats)]
+        plain = quantization.load(self.original(unit), torch.device("cpu"))
+        scores |= runtimes.medians(details["alone"])
+        scores |= {"size_mb": timing.size_mb(folder), "parameters": checkpoints.parameters(plain)}
+        if unit["head"] == TASK:
+            origin = self.pruned.glue.sources(self.pruned.fine_tuned(TASK, MODEL), plain)
+        else:
+            origin = self.pretraining.sources(self.losses.unit, plain)
+        return records.Measurement({name: float(value) for name, value in scores.items()}, sources, origin, details)
+
+    @functools.cached_property
+    def heldout(self) -> tuple[list[np.ndarray], dict]:
+        """Held-out text in blocks of tokens, and its provenance."""
+        config, tokenizer = self.profile.corpus.heldout, self.pretraining.tokenizer
+        return encoding.corpus_blocks(self.profile, tokenizer, config, "validation", self.own.blocks)
+
+    def answers(self, unit: dict, run: runtimes.Runner) -> tuple[dict, dict, list[dict]]:
+        """How good the answers are and how near to those of the PyTorch model that was exported; one text at a time."""
+        plain, rows = runtimes.load(self.original(unit), unit["threads"]), []
+        texts, sources = self.texts[unit["head"]]
+        for number, (inputs, at, truth) in enumerate(texts):
+            own, expected = (_scored(one(inputs), at) for one in (run, plain))
+            told = torch.log_softmax(torch.from_numpy(own), -1).numpy()[np.arange(len(truth)), truth]
+            guesses, apart = own.argmax(-1), np.abs(own - expected).max(-1)
+            rows.append((-told, guesses, truth, np.full(len(truth), number), guesses == expected.argmax(-1), apart))
+        losses, guesses, labels, whose, same, apart = map(np.concatenate, zip(*rows, strict=True))
+        scores = {"score": (guesses == labels).mean(), "loss": losses.mean(), "agreement": same.mean()}
+        said = {"predictions": guesses, "references": labels, "texts": whose}
+        packed = {name: records.pack(values) for name, values in said.items()}
+        return scores | {"largest_difference": apart.max()}, packed, sources
+
+    @functools.cached_property
+    def texts(self) -> dict[str, tuple[list[Asked], list[dict]]]:
+        """What each head is asked, and the provenance of these texts."""
+        examples, labels, source = self.pruned.glue.examples(TASK, "validation")
+        pairs = zip(examples, labels.astype(int), strict=True)
+        whole = [(self.pruned.batch([one]), np.array([0]), np.array([label])) for one, label in pairs]
+        masked, (cut, text) = [], self.heldout
+        masking = encoding.Masking(self.pretraining.tokenizer, self.profile.distillation.mask_rate)
+        for block in encoding.MaskedBlocks(cut, masking):
+            ids, truth = (np.asarray(block[name], dtype=np.int64) for name in ("input_ids", "labels"))
+            at = np.flatnonzero(truth != encoding.IGNORED)
+            masked += [(runtimes.unpadded(ids[None]), at, truth[at])] if len(at) else []
+        return {TASK: (whole, [source]), "masked_lm": (masked, [text])}
+
+
+class Emulated(Experiment):
+    """Units {"head", "variant"}: models in ORT format, asked on arm64 and on this processor."""
+
+    name = "arm64"
+
+    def __init__(self, profile: Profile, space: records.Workspace, fresh: bool = False):
+        """With `fresh`, and an emulator, what has a record is asked again."""
+        super().__init__(profile, space, fresh and not why_not_arm64())
+        self.exported = Deployed(profile, space)
+
+    @property
+    def units(self) -> list[dict]:
+        """Every model of `Deployed`, once."""
+        names = dict.fromkeys((unit["head"], unit["variant"]) for unit in self.exported.units)
+        return [{"head": head, "variant": variant} for head, variant in names]
+
+    def why_not(self, unit: dict) -> str | None:
+        """The model, or the emulator, is missing, and so is a record."""
+        return self.exported.why_not(unit) or (None if self.record(unit) else why_not_arm64())
+
+    def settings(self, unit: dict) -> dict:
+        """All that could change the unit's numbers."""
+        asked = {"rows": ROWS[unit["head"]], "core": CORE, "cpu": records.cpu()["model"]}
+        return {"version": EMULATED_VERSION, "made": self.exported.made_of(unit)} | asked
+
+    def measure(self, unit: dict) -> records.Measurement:
+        """How far the two processors' logits are apart, and whether they decide alike."""
+        model = next(self.exported.folder(unit | {"format": "ort"}).glob("*.ort"))
+        texts, sources = self.exported.texts[unit["head"]]
+        rows, places, _ = zip(*texts[: ROWS[unit["head"]]], strict=True)
+        (theirs, version), (ours, here) = ask(model, rows, emulated=True), ask(model, rows, emulated=False)
+        if version != here:
+            raise InputError(f"ONNX Runtime {version} on arm64 and {here} here: run tools/arm64.sh again")
+        answers = [
+            np.concatenate([_scored(logits, at).argmax(-1) for logits, at in zip(said, places, strict=True)])
+            for said in (theirs, ours)
+        ]
+        apart = max(float(np.abs(one - other).max()) for one, other in zip(theirs, ours, strict=True))
+        scores = {"largest_difference": apart, "agreement": float(np.equal(*answers).mean())}
+        scores |= {"rows": len(rows), "answers": len(answers[0])}
+        origin = [{"id": f"{MODEL}, {unit['head']}", "revision": None, "onnxruntime": version}]
+        return records.Measurement(scores, sources, origin, {})
+
+
+def _scored(logits: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Of a row's logits, [1, classes] or [1, length, words], those at the places that are scored."""
+    return logits.reshape(-1, logits.shape[-1])[at]
+
+
+def bundle(exported: Mapping[str, Path], rows: Sequence[runtimes.Inputs], folder: Path) -> Path:
+    """A folder, in `folder`, that holds models with inputs and expected outputs, and the script that times them.
+
+    Laid out as ONNX Runtime's own tools read it: `<name>/model.ort`, and in `<name>/test_data_set_0` the first row's
+    inputs and the logits of this machine, as tensors; that row is timed. The other rows, in `<name>/answer_1`, …, are
+    for comparing answers. Beside the model its tokenizer. Other models, rows or another script make another folder, so
+    the times that a phone sends back stay with what was timed. `exported`: a folder for each name. InputError
+    for a name that is no plain file name, or a folder without an exported model.
+    """
+    for name in exported:
+        if not name.replace("_", "").isalnum():
+            raise InputError(f"{name!r}: the name of a model on a phone has letters, digits and _ only")
+    holds: dict = {name: checkpoints.file_hash(source) for name, source in exported.items()}
+    holds |= {"script": PHONE_SCRIPT.read_text(), "rows": [row["input_ids"].tolist() for row in rows]}
+    made = folder / f"phone-{records.digest(holds)}"
+    if not made.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".phone-", dir=folder) as scratch:
+            building = Path(scratch) / made.name
+            for name, source in exported.items():
+                _lay_out(source, rows, building / name)
+            shutil.copy(PHONE_SCRIPT, building / "run.sh")
+            building.rename(made)
+    return made
+
+
+def _lay_out(source: Path, rows: Sequence[runtimes.Inputs], place: Path) -> None:
+    """One model with its tokenizer, the rows, and what it says to them."""
+    from onnx import numpy_helper
+
+    run = runtimes.load(source, threads=1)
+    place.mkdir(parents=True)
+    for path in (*source.glob("*.onnx"), *source.glob("*.ort"), *source.glob("tokenizer.json")):
+        shutil.copy(path, place)
+    for number, row in enumerate(rows):
+        tensors = {f"input_{at}": (row[name], name) for at, name in enumerate(run.inputs)}
+        tensors["output_0"] = run(row), "logits"
+        given = place / (f"answer_{number}" if number else "test_data_set_0")
+        given.mkdir()
+        for file, (values, name) in tensors.items():
+            (given / f"{file}.pb").write_bytes(numpy_helper.from_array(values, name).SerializeToString())
+
+
+def why_not_arm64() -> str | None:
+    """Why nothing can be emulated here; None if it can."""
+    if not shutil.which(EMULATOR):
+        return f"{EMULATOR} is not installed: apt-get install qemu-user-static debootstrap, then tools/arm64.sh"
+    return None if _python() and (ARM64 / "site").is_dir() else "the emulated system is not set up: tools/arm64.sh"
+
+
+def _python() -> Path | None:
+    return next(iter(sorted((ARM64 / "root/usr/bin").glob("python3.[0-9]*"))), None)
+
+
+def ask(model: Path, rows: Sequence[runtimes.Inputs], emulated: bool) -> tuple[list[np.ndarray], str]:
+    """A model's logits of each row, and ONNX Runtime's version; on arm64 if `emulated`. InputError if it fails."""
+    python = [sys.executable]
+    if emulated:
+        python = [EMULATOR, "-cpu", CORE, "-L", ARM64 / "root", "-E", f"PYTHONPATH={ARM64 / 'site'}", _python()]
+    with tempfile.TemporaryDirectory() as scratch:
+        given, said = Path(scratch) / "given.npz", Path(scratch) / "said.npz"
+        np.savez(given, **{f"{n}.{name}": values for n, row in enumerate(rows) for name, values in row.items()})
+        command, packages = [*python, "-c", ASK, model, given, said], {"PYTHONPATH": str(ARM64 / "here")}
+        options = {"capture_output": True, "text": True, "env": os.environ | packages, "timeout": TIMEOUT}
+        try:
+            done = subprocess.run(list(map(str, command)), **options)
+        except subprocess.TimeoutExpired:
+            raise InputError(f"{model.name}: no answer within {TIMEOUT} s") from None
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise InputError(f"{model.name}: {'the emulated' if emulated else 'its'} process failed: {last}")
+        with np.load(said) as found:
+            return [found[str(number)] for number in range(len(rows))], done.stdout.strip()

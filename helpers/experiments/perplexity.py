@@ -1,0 +1,442 @@
+"""Perplexity, as notebook 05 measures it: of models as they are, in 8 bits and fine-tuned on text; and got wrong.
+
+`Stages` is the grid. Beside it, on the same models: mistakes, made in the ways that the notebook has in its cells; what
+redrawn masks do to a comparison; how fast each stage reads; how fast pseudo-perplexity is.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..compression import quantization
+from ..data import encoding, hub, miniworld
+from ..measure import machine, metrics, records, timing
+from ..measure.sweep import Experiment
+from ..models import checkpoints, masked_lm
+from ..models.distillation import DistillationTrainer, train
+from ..profiles import Profile, Training, as_settings
+from .glue import Downstream
+
+VERSION = 1  # raised whenever the code changes the numbers it makes
+TRIAL_VERSION = 1  # the same, of the mistakes and timings
+TEXTS = ("wikitext", "gsm8k_questions", "gsm8k_answers")  # the last: each question with its worked answer
+SHOWN = TEXTS[:2]  # the texts of the published benchmark
+TUNED_ON = {"wikitext": "wikitext", "wikitext_int8": "wikitext", "gsm8k": "gsm8k_answers"}  # by stage
+JUDGED = ("released", "student")  # models on which mistakes are made
+HALF = "half"  # the base model, computing in half precision where that pays
+FREQUENCIES = (0, 1, 10, 100, 1_000, 10_000)  # lower bounds of groups of tokens, by occurrences in the pretraining text
+PARTS = 8  # of a block
+REDRAWN = 5  # draws of the masks by which a model is compared with itself
+Way = Callable[[dict[str, Tensor]], dict[str, Tensor]]  # of making, from a right batch, the one that is scored
+
+
+class Stages(Downstream):
+    """Units {"model", "stage", "text"}, and the "seed" of the fine-tuning where there is one.
+
+    The stages: `base`, the pretrained model; `int8`, the same in 8 bits; fine-tuned on `wikitext` or on `gsm8k`; and
+    `wikitext_int8`, the fine-tuned one in 8 bits.
+    """
+
+    name = "perplexity"
+
+    def __init__(self, profile: Profile, space: records.Workspace, fresh: bool = False):
+        super().__init__(profile, space, fresh)
+        self.own, self.tokenizer = profile.perplexity, self.pretraining.tokenizer
+        self.latest = (), None  # the model that was used last: a unit and the next one often share it
+        self.logs: dict[Path, list[dict]] = {}  # of the fine-tuning, by checkpoint
+
+    @property
+    def stages(self) -> list[dict]:
+        """The stages, a seed each where there is fine-tuning."""
+        seeds = {"wikitext": self.own.seeds, "wikitext_int8": self.own.seeds[:1], "gsm8k": self.own.seeds}
+        tuned = [{"stage": name, "seed": seed} for name, every in seeds.items() for seed in every]
+        return [{"stage": "base"}, {"stage": "int8"}, *tuned]
+
+    @property
+    def first(self) -> dict[str, dict]:
+        """Each stage that can be had here by its name, with the first seed."""
+        seed, bits = self.own.seeds[0], not quantization.why_no_bits(self.device)
+        first = [stage for stage in self.stages if stage.get("seed", seed) == seed]
+        return {stage["stage"]: stage for stage in first if bits or "int8" not in stage["stage"]}
+
+    @property
+    def there(self) -> list[str]:
+        """The models that have been made."""
+        return [name for name in self.own.models if self.start_hash(name)]
+
+    @property
+    def judged(self) -> list[str]:
+        """The models that trials are made on: DistilBERT and the student or, without either, the first there is."""
+        return [name for name in JUDGED if name in self.there] or self.there[:1]
+
+    @property
+    def units(self) -> list[dict]:
+        grid = [(name, stage, text) for name in self.own.models for stage in self.stages for text in TEXTS]
+        return [{"model": name} | stage | {"text": text} for name, stage, text in grid]
+
+    def why_not(self, unit: dict) -> str | None:
+        bits = quantization.why_no_bits(self.device) if "int8" in unit["stage"] else None
+        return super().why_not(unit) or bits
+
+    def seconds(self, unit: dict) -> float:
+        """About as long as a model of this shape takes to read the text or, first of its texts, to learn before."""
+        lengths = np.array([len(ids) for ids in self.blocks(unit["text"]).blocks])
+        tokens = self.own.draws * lengths.sum() + 1.2 * self.own.pseudo_blocks * (lengths**2).mean()
+        if unit["stage"] in TUNED_ON and unit["text"] == TEXTS[0] and not self.checkpoint(unit).is_dir():
+            tokens += machine.BACKWARD * self.own.epochs * sum(map(len, self.learned(unit).blocks))
+        return float(tokens / self.rate(unit))
+
+    def settings(self, unit: dict) -> dict:
+        counts = {name: getattr(self.own, name) for name in ("blocks", "pseudo_blocks", "draws")}
+        return self.common() | counts | self.made_of(unit)
+
+    def common(self) -> dict:
+        """What changes every number of the notebook: the text and how it is masked."""
+        corpus = as_settings(self.profile.corpus)
+        text = {name: corpus[name] for name in ("id", "train", "heldout", "block_length")}
+        world = {"world": miniworld.VERSION} if self.profile.hub == "miniworld" else {}
+        return {"version": VERSION, "text": text, "mask_rate": self.own.mask_rate} | world
+
+    def made_of(self, unit: dict) -> dict:
+        """All that could change the unit's model."""
+        start = self.start_hash(unit["model"]) or self.pretraining.weights(self.origin(unit["model"]))
+        made = {"start": start, "version": VERSION}
+        if "int8" in unit["stage"]:
+            made["bitsandbytes"] = records.versions().get("bitsandbytes")
+        if unit["stage"] in TUNED_ON:
+            names = ("learning_rate", "epochs", "batch_size", "train_blocks", "mask_rate")
+            made |= {name: getattr(self.own, name) for name in names}
+            made |= {"corpus": as_settings(self.profile.corpus), "fine_tuned_on": self.profile.corpus.heldout}
+            made["precision"] = self.precision
+        return made
+
+    def checkpoint(self, unit: dict) -> Path:
+        plain = "wikitext" if unit["stage"] == "wikitext_int8" else unit["stage"]
+        tuned = {"model": unit["model"], "stage": plain, "seed": unit["seed"]}
+        return self.space.checkpoints / f"perplexity-{records.slug(tuned)}-{records.digest(self.made_of(tuned))}"
+
+    def trained(self, unit: dict) -> PreTrainedModel:
+        """The unit's model, ready to predict; a fine-tuned one is made now if it isn't there."""
+        key = unit["model"], unit["stage"], unit.get("seed")
+        if self.latest[0] != key:
+            self.latest = (), None  # frees it before the next one is made
+            self.latest = key, self.load(unit)
+        return self.latest[1]
+
+    def load(self, unit: dict) -> PreTrainedModel:
+        """The same, loaded anew, for those who need several at a time."""
+        folder = self.start(unit["model"])
+        if unit["stage"] in TUNED_ON:
+            kept = self.checkpoint(unit)
+            log = kept / "training_log.json"
+            if not log.exists() or (self.fresh and kept not in self.logs):
+                model, self.logs[kept] = self._tune(unit)
+                if unit["seed"] != self.own.seeds[0]:
+                    return model
+                checkpoints.save(model, self.tokenizer, kept)
+                records.write_whole(log, json.dumps(self.logs[kept]))
+            folder, self.logs[kept] = str(kept), json.loads(log.read_text())
+        if "int8" in unit["stage"]:
+            return quantization.load_int8(checkpoints.fetch(folder)[0], self.device)
+        return checkpoints.load_masked_lm(folder)[0].to(self.device)
+
+    def _tune(self, unit: dict) -> tuple[PreTrainedModel, list[dict]]:
+        """Fine-tuned by masked-LM loss alone, and the log; held-out WikiText is measured after each epoch."""
+        own, corpus, pad = self.own, self.profile.corpus, self.tokenizer.pad_token_id
+        model = checkpoints.load_masked_lm(self.start(unit["model"]))[0].to(self.device)
+        blocks, unfinished = self.learned(unit).blocks, self.checkpoint(unit).with_suffix(".training")
+        if self.fresh:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        steps = -(-own.epochs * len(blocks) // own.batch_size)
+        stage = Training(steps, own.batch_size, 1, own.learning_rate, evaluations=own.epochs)
+        masked = encoding.MaskedBlocks(blocks, self.masking(unit["seed"]), own.epochs * len(blocks))
+        heldout = self.pretraining.text.heldout(corpus.heldout, corpus.curve_blocks)
+        sides = None, self.profile.distillation, stage, masked, heldout, None
+        log = train(DistillationTrainer(model, *sides, pad, unfinished, self.precision))
+        shutil.rmtree(unfinished, ignore_errors=True)
+        return model.eval(), log
+
+    def masking(self, seed: int) -> encoding.Masking:
+        """Masks for training, or for one draw of the measurement."""
+        return encoding.Masking(self.tokenizer, self.own.mask_rate, seed=seed)
+
+    def blocks(self, text: str) -> encoding.Text:
+        """What is predicted."""
+        return self.examples(text, "test")
+
+    def learned(self, unit: dict) -> encoding.Text:
+        """What the unit's model is fine-tuned on."""
+        return self.examples(TUNED_ON[unit["stage"]], "train")
+
+    def read(self, text: str, split: str) -> encoding.Text:
+        """The blocks of a split that are used."""
+        cap = self.own.blocks if split == "test" else self.own.train_blocks
+        return encoding.drawn_blocks(self.profile, self.tokenizer, text, split, cap)
+
+    def measure(self, unit: dict) -> records.Measurement:
+        """Masked-LM loss over the draws, and pseudo-perplexity on some of the blocks."""
+        model, text = self.trained(unit), self.blocks(unit["text"])
+        (scores, details), sources = self.masked_lm(model, text), [text.source]
+        scores |= self.pseudo(model, text)
+        scores |= {"parameters": checkpoints.parameters(model), "size_mb": checkpoints.size_mb(model)}
+        if unit["stage"] in TUNED_ON:
+            sources.append(self.learned(unit).source)
+            details["curve"] = self.logs[self.checkpoint(unit)]
+        return records.Measurement(scores, sources, self.sources(unit, model), details)
+
+    def masked_lm(self, model: PreTrainedModel, text: encoding.Text) -> tuple[dict, dict]:
+        """The masked-LM loss in nats over several draws of the masks, and where in the text it comes from."""
+        every = []  # of each block and draw, the masked tokens' losses, ids, places, draws and blocks
+        for draw in range(self.own.draws):
+            masked = encoding.MaskedBlocks(text.blocks, self.masking(draw))
+            for number, own in enumerate(masked_lm.masked_losses(model, masked, self.tokenizer)):
+                labels = masked[number]["labels"]
+                at = np.flatnonzero(labels != encoding.IGNORED)
+                every.append((own, labels[at], at, np.full_like(at, draw), np.full_like(at, number)))
+        losses, tokens, places, draws, numbers = map(np.concatenate, zip(*every, strict=True))
+        of_draws = np.bincount(draws, losses) / np.bincount(draws)
+        sums, counts = _sums(losses, text.documents[numbers], text.documents.max() + 1)
+        ends = losses.mean(), *metrics.mean_interval(sums[counts > 0], counts[counts > 0])
+        scores = _named("masked_lm_loss", ends) | _named("perplexity", np.exp(ends))
+        scores["masked_lm_loss_std_of_draws"] = float(of_draws.std(ddof=1)) if len(of_draws) > 1 else 0.0
+        seen = np.digitize(self.pretraining.text.counts[tokens], FREQUENCIES) - 1
+        parts = np.minimum(PARTS * places // self.profile.corpus.block_length, PARTS - 1)
+        details = {"document_sums": records.pack(sums), "document_counts": records.pack(counts)}
+        details["draws"] = of_draws.tolist()
+        for name, group, size in (("frequency", seen, len(FREQUENCIES)), ("position", parts, PARTS)):
+            totals, cases = _sums(losses, group, size)
+            details[f"by_{name}"] = {"sums": totals.tolist(), "counts": cases.tolist()}
+        return scores, details
+
+    def pseudo(self, model: PreTrainedModel, text: encoding.Text) -> dict[str, float]:
+        """Pseudo-perplexity a token and a word, on some of the blocks: masked alone, and with the rest of its word."""
+        chosen = np.unique(np.linspace(0, len(text.blocks) - 1, self.own.pseudo_blocks).round().astype(int))
+        few = [text.blocks[place] for place in chosen]
+        owners = np.unique(text.documents[chosen], return_inverse=True)[1]
+        words = sum(masked_lm.words_of(ids, self.tokenizer) for ids in few)
+        found, scores = masked_lm.pseudo_log_likelihoods(model, few, self.tokenizer), {"pseudo_blocks": float(len(few))}
+        for metric, logs in zip(("pseudo_perplexity", "pseudo_perplexity_within_word"), found, strict=True):
+            sums = np.bincount(owners, [-np.nansum(own) for own in logs])
+            counts = np.bincount(owners, [np.isfinite(own).sum() for own in logs])
+            ends = sums.sum() / counts.sum(), *metrics.mean_interval(sums, counts)
+            scores |= _named(metric, np.exp(ends)) | {f"{metric}_per_word": float(np.exp(sums.sum() / words))}
+        return scores
+
+
+def _named(metric: str, values: Sequence[float]) -> dict[str, float]:
+    """A metric and the ends of its interval, as a record has them."""
+    return {f"{metric}{end}": float(value) for end, value in zip(("", "_low", "_high"), values, strict=True)}
+
+
+def _sums(values: np.ndarray, group: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The sum and the number of the values in each group, both [size]."""
+    return np.bincount(group, values, size), np.bincount(group, minlength=size)
+
+
+@torch.inference_mode()
+def padded_losses(
+    model: PreTrainedModel, masked: encoding.MaskedBlocks, padding: encoding.Padding, way: Way, batch_size: int = 8
+) -> tuple[np.ndarray, np.ndarray]:
+    """Summed losses in nats and numbers of scored positions, both [batches], of padded texts, scored in some way.
+
+    All positions go through the whole head, and the loss is from `labels`, as is usual. What `way` gets has, beside
+    input_ids, attention_mask and labels, the `originals` before masking, and where these are `ordinary` tokens.
+    """
+    sums, counts = [], []
+    for start in range(0, len(masked), batch_size):
+        batch = padding([masked[place] for place in range(start, min(start + batch_size, len(masked)))])
+        batch["originals"] = torch.where(batch["labels"] == encoding.IGNORED, batch["input_ids"], batch["labels"])
+        batch["ordinary"] = torch.isin(batch["originals"], torch.from_numpy(masked.masking.ordinary))
+        given = {name: values.to(model.device) for name, values in way(batch).items()}
+        logits = model(input_ids=given["input_ids"], attention_mask=given["attention_mask"]).logits
+        scored = given["labels"] != encoding.IGNORED
+        sums.append(F.cross_entropy(logits[scored].float(), given["labels"][scored], reduction="sum").item())
+        counts.append(int(scored.sum()))
+    return np.array(sums), np.array(counts)
+
+
+class Trial(Experiment):
+    """A trial on the models of `stages`. One of speed depends on the processor or GPU, and on the threads."""
+
+    name = "perplexity"
+
+    def __init__(self, stages: Stages):
+        super().__init__(stages.profile, stages.space, stages.fresh)
+        self.stages, self.own, self.tokenizer = stages, stages.own, stages.tokenizer
+
+    def settings(self, unit: dict) -> dict:
+        gpu = torch.cuda.get_device_name() if self.stages.device.type == "cuda" else None
+        on = {"cpu": records.cpu()["model"], "gpu": gpu, "threads": torch.get_num_threads()}
+        return self.stages.common() | {"trial": TRIAL_VERSION} | (on if self.name == "speed" else {})
+
+
+class Mistakes(Trial):
+    """Units {"model", "stage", "mistake", "text"}: scores that are wrong in one way, and right ones, on padded rows.
+
+    The models are those of the stages, rightly fine-tuned.
+    """
+
+    def __init__(self, stages: Stages, ways: dict[str, Way], spoilt: dict[str, Callable]):
+        """`ways`: to get a batch wrong; `spoilt`: of a model as pretrained, to make one that lacks a part."""
+        super().__init__(stages)
+        self.ways, self.spoilt = {"right": dict} | ways, spoilt
+
+    @property
+    def units(self) -> list[dict]:
+        stages = [stage for name, stage in self.stages.first.items() if name in ("base", "int8", "wikitext")]
+        grid = [(model, stage, way) for model in self.stages.judged for stage in stages for way in self.ways]
+        grid += [(model, {"stage": "base"}, name) for model in self.stages.judged for name in self.spoilt]
+        return [{"model": m} | stage | {"mistake": way, "text": text} for m, stage, way in grid for text in SHOWN]
+
+    def settings(self, unit: dict) -> dict:
+        return super().settings(unit) | self.stages.made_of(unit) | {"rows": self.own.mistake_rows}
+
+    def rows(self, text: str) -> tuple[list[np.ndarray], dict]:
+        """Rows of a data set as they come, empty lines too, cut off at the block length."""
+        corpus = self.profile.corpus
+        where = (corpus.id, corpus.heldout) if text == "wikitext" else ("openai/gsm8k", "main")
+        dataset, source = hub.sample(self.profile, *where, "test", self.own.mistake_rows)
+        texts = list(dataset["text" if text == "wikitext" else "question"])
+        encoded = self.tokenizer(texts, truncation=True, max_length=corpus.block_length)["input_ids"]
+        return [np.array(ids) for ids in encoded], source
+
+    def measure(self, unit: dict) -> records.Measurement:
+        (texts, source), length = self.rows(unit["text"]), self.profile.corpus.block_length
+        masked = encoding.MaskedBlocks(texts, self.stages.masking(0))
+        model = self.spoilt.get(unit["mistake"], lambda model: model)(self.stages.trained(unit))
+        padding, way = encoding.Padding(self.tokenizer.pad_token_id, length), self.ways.get(unit["mistake"], dict)
+        sums, counts = padded_losses(model, masked, padding, way)
+        loss = float(sums.sum() / counts.sum())
+        scores = {"loss": loss, "perplexity": float(np.exp(loss)), "scored": float(counts.sum())}
+        # A hard batch, or one with few scored tokens, weighs too much here; one without any is no batch.
+        scores["mean_of_batch_perplexities"] = float(np.exp(sums[counts > 0] / counts[counts > 0]).mean())
+        scores["padding_share"] = 1 - float(np.mean([len(ids) for ids in texts])) / length
+        details = {"batch_sums": records.pack(sums), "batch_counts": records.pack(counts)}
+        return records.Measurement(scores, [source], self.stages.sources(unit, model), details)
+
+
+class Redrawn(Trial):
+    """One unit: what fine-tuning changes if a model reads the `same` masks before and after, or another draw's."""
+
+    @property
+    def units(self) -> list[dict]:
+        return [{"mistake": "masks redrawn", "model": model, "text": "wikitext"} for model in self.stages.judged[-1:]]
+
+    def settings(self, unit: dict) -> dict:
+        made = self.stages.made_of({"model": unit["model"]} | self.stages.first["wikitext"])
+        return super().settings(unit) | made | {"rows": self.own.mistake_rows, "blocks": self.own.blocks}
+
+    def measure(self, unit: dict) -> records.Measurement:
+        text = self.stages.blocks(unit["text"])
+        pair = [self.stages.load({"model": unit["model"]} | self.stages.first[name]) for name in ("wikitext", "base")]
+        few = text.blocks[: self.own.mistake_rows]
+        draws = [encoding.MaskedBlocks(few, self.stages.masking(draw)) for draw in range(REDRAWN)]
+        losses = [[masked_lm.masked_losses(model, masked, self.tokenizer) for masked in draws] for model in pair]
+        after, before = np.array([[np.concatenate(own).mean() for own in side] for side in losses], dtype=float)
+        gaps = {"same": after - before, "redrawn": after - np.roll(before, -1)}
+        scores = {f"gap_{name}": float(own.mean()) for name, own in gaps.items()}
+        scores |= {f"gap_{name}_std": float(own.std(ddof=1)) for name, own in gaps.items()}
+        details = {"gaps": {name: own.tolist() for name, own in gaps.items()}}
+        return records.Measurement(scores, [text.source], self.stages.sources(unit, pair[0]), details)
+
+
+class Throughput(Trial):
+    """One unit: how fast each model reads at each stage, all of them interleaved, on one batch that is ready-made.
+
+    `half`, beside the stages, is the base model under autocast, where half precision pays on the device.
+    """
+
+    name = "speed"
+
+    @property
+    def units(self) -> list[dict]:
+        return [{"comparison": "stages"}] if self.stages.there else []
+
+    @property
+    def timed(self) -> dict[str, dict]:
+        """What is timed, by name: the units of each model and stage. GSM8K's models are as fast as WikiText-2's."""
+        stages = {name: stage for name, stage in self.stages.first.items() if name != "gsm8k"}
+        stages |= {HALF: {"stage": "base"}} if self.stages.precision != "fp32" else {}
+        return {f"{m} {name}": {"model": m} | stage for m in self.stages.there for name, stage in stages.items()}
+
+    def settings(self, unit: dict) -> dict:
+        made = records.digest({records.slug(one): self.stages.made_of(one) for one in self.timed.values()})
+        stages = list(dict.fromkeys(name.split()[1] for name in self.timed))
+        rules = {"batch_size": self.own.batch_size, "rounds": self.own.rounds, "half": self.stages.precision}
+        return super().settings(unit) | {"models": made, "stages": stages} | rules
+
+    def measure(self, unit: dict) -> records.Measurement:
+        text, device = self.stages.blocks("wikitext"), self.stages.device
+        whole = [ids for ids in text.blocks if len(ids) == self.profile.corpus.block_length]
+        masked = encoding.MaskedBlocks(whole[: self.own.batch_size], self.stages.masking(0))
+        batch = encoding.Padding(self.tokenizer.pad_token_id)([masked[place] for place in range(len(masked))])
+        batch = {name: values.to(device) for name, values in batch.items()}
+        loaded = {name: self.stages.load(one) for name, one in self.timed.items()}
+
+        @torch.inference_mode()
+        def read(name: str) -> None:
+            half = name.endswith(f" {HALF}")
+            with torch.autocast(device.type, machine.DTYPES[self.stages.precision], enabled=half):
+                masked_lm.batch_losses(loaded[name], batch).cpu()  # waits for a GPU
+
+        for name in [*loaded] * 2:  # warm up
+            read(name)
+        runs = {name: lambda _, name=name: timing.timed(lambda: read(name)) for name in loaded}
+        taken = timing.interleaved(runs, range(self.own.rounds))
+        scores, tokens = {}, int(batch["attention_mask"].sum())
+        for name, times in taken.items():
+            label, middle = name.replace(" ", "_"), float(np.median(times))
+            scores |= {f"samples_per_s_{label}": len(masked) / middle, f"tokens_per_s_{label}": tokens / middle}
+            base = taken[f"{name.split()[0]} base"]
+            scores |= timing.ratio(base, times).named(f"times_as_fast_{label}")
+        sources = [s for m in self.stages.there for s in self.stages.sources({"model": m}, loaded[f"{m} base"])]
+        return records.Measurement(scores, [text.source], sources, {"seconds": taken, "tokens": tokens})
+
+
+class Scoring(Trial):
+    """One unit: pseudo-log-likelihoods, all copies together against one at a time, on the same sentences."""
+
+    name = "speed"
+
+    @property
+    def units(self) -> list[dict]:
+        return [{"comparison": "scoring", "model": model} for model in self.stages.judged[-1:]]
+
+    def settings(self, unit: dict) -> dict:
+        made = self.stages.made_of(unit | {"stage": "base"})
+        return super().settings(unit) | made | {"sentences": self.own.sentences}
+
+    def measure(self, unit: dict) -> records.Measurement:
+        texts, source = encoding.sentences(self.profile, self.tokenizer, self.own.sentences)
+        model = self.stages.load(unit | {"stage": "base"})
+        groups = [texts[start : start + 20] for start in range(0, len(texts), 20)]
+
+        def plain(group: list[np.ndarray], within_word: bool = False) -> list[np.ndarray]:
+            return [masked_lm.one_token_at_a_time(model, ids, self.tokenizer, within_word) for ids in group]
+
+        def together(group: list[np.ndarray]) -> list[np.ndarray]:
+            return masked_lm.pseudo_log_likelihoods(model, group, self.tokenizer).alone
+
+        said: dict[Callable, list[np.ndarray]] = {plain: [], together: []}
+
+        def seconds(way: Callable, group: list[np.ndarray]) -> float:
+            return timing.timed(lambda: said[way].extend(way(group)))
+
+        for way in said:  # warm up
+            way(groups[0][:2])
+        taken = timing.interleaved({way.__name__: partial(seconds, way) for way in said}, groups)
+        scores = timing.ratio(taken["plain"], taken["together"]).named("times_as_fast")
+        within = masked_lm.pseudo_log_likelihoods(model, texts, self.tokenizer).within_word, plain(texts, True)
+        for end, both in {"": (said[together], said[plain]), "_within_word": within}.items():
+            ours, loop = (np.array([np.nansum(own) for own in logs]) for logs in both)
+            scores[f"largest_relative_difference{end}"] = float(np.max(np.abs(ours / loop - 1)))
+        scores |= {"sentences": len(texts), "tokens": sum(len(ids) - 2 for ids in texts)}
+        return records.Measurement(scores, [source], self.stages.sources(unit, model), {"seconds": taken})

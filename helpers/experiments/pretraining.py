@@ -1,0 +1,264 @@
+"""The models of notebook 01: the teacher, its students and what they are compared with; trained, kept and measured."""
+
+import dataclasses
+import functools
+import json
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from .. import InputError
+from ..data import encoding, hub, miniworld
+from ..measure import machine, records
+from ..measure.sweep import Experiment
+from ..models import checkpoints, distillation, masked_lm
+from ..profiles import Profile, Training, as_settings
+
+VERSION = 1  # raised whenever the code changes the numbers it makes
+TEACHER = {"model": "teacher", "seed": 0}
+
+
+class Spec(NamedTuple):
+    """A model of notebook 01: its start, who teaches it, and how its recipe differs from the student's."""
+
+    start: str  # "as it comes", "teacher's layers" or "random weights"
+    taught: bool = True  # by the teacher, with the triple loss; otherwise the masked-LM loss alone
+    changes: dict[str, float] = {}  # values of the recipe
+    every: int = 1  # one of so many blocks of the text is read
+
+    @property
+    def experiment(self) -> str:
+        """Where its record is."""
+        return "ablation" if self.changes or self.every > 1 else "distillation"
+
+
+MODELS = {
+    "teacher": Spec("as it comes", taught=False),
+    "released": Spec("as it comes", taught=False),
+    "student": Spec("teacher's layers"),
+    "twin": Spec("teacher's layers", taught=False),
+    "random": Spec("random weights"),
+    "no_distillation": Spec("teacher's layers", changes={"weight_distillation": 0.0}),
+    "no_masked_lm": Spec("teacher's layers", changes={"weight_masked_lm": 0.0}),
+    "no_cosine": Spec("teacher's layers", changes={"weight_cosine": 0.0}),
+    "quarter_text": Spec("teacher's layers", every=4),  # and four times as often, for the same number of steps
+}
+
+
+class Pretraining(Experiment):
+    """The teacher, the released DistilBERT where the profile has one, and the students: {"model": name, "seed": n}.
+
+    A student starts from its teacher's layers and minimises the triple loss; its `twin` has the same layers, text and
+    steps, and the masked-LM loss alone; the `random` one has the triple loss, from random weights. See MODELS.
+    """
+
+    name = "distillation"
+
+    def __init__(self, profile: Profile, space: records.Workspace, fresh: bool = False):
+        """With `fresh`, checkpoints are made again, too. InputError if the device, precision or layers can't be had."""
+        super().__init__(profile, space, fresh)
+        self.recipe, self.shape = profile.distillation, profile.teacher_training.architecture
+        self.device, self.precision = machine.device(profile), machine.precision(profile)
+        self.made: set[Path] = set()  # checkpoints made by this run
+        if profile.threads:
+            torch.set_num_threads(profile.threads)
+        available = self.shape.layers if self.shape else self.teacher_config.num_hidden_layers
+        self.layers = distillation.choose_layers(available, self.recipe.layers)
+
+    @property
+    def units(self) -> list[dict]:
+        """Every unit, in the order in which they need one another."""
+        released = [{"model": "released", "seed": 0}] if self.profile.released else []
+        students = [{"model": name, "seed": seed} for seed in self.recipe.seeds for name in self.recipe.variants]
+        return [TEACHER, *released, *students]
+
+    def settings(self, unit: dict) -> dict:
+        """All that could change the unit's numbers; InputError if a student's teacher has not been made yet."""
+        settings = {"version": VERSION, "precision": self.precision, "corpus": as_settings(self.profile.corpus)}
+        if self.profile.hub == "miniworld":
+            settings["world"] = miniworld.VERSION
+        spec, recipe = MODELS[unit["model"]], as_settings(self.recipe)
+        if spec.start == "as it comes":
+            settings |= {unit["model"]: self._given(unit), "revision": self._revision(unit)}
+        if unit == TEACHER:
+            settings["training"] = as_settings(self.profile.teacher_training)
+            return settings | {"recipe": {name: recipe[name] for name in ("mask_rate", "mask_smoothing")}}
+        settings["teacher"], own = self.weights(TEACHER), ("seeds", "variants", "layers")  # the experiment's
+        if unit["model"] == "released":
+            own += ("training",)
+        else:
+            settings["layers"] = self.layers
+        if spec.every > 1:
+            settings["text"] = "a quarter"
+        return settings | {"recipe": {k: v for k, v in recipe.items() if k not in own} | spec.changes}
+
+    def measure(self, unit: dict) -> records.Measurement:
+        """The unit's losses on all held-out text, with its model trained now or, if that was done, loaded."""
+        model, log = self.trained(unit)
+        teacher, corpus = None if unit == TEACHER else self.teacher, self.profile.corpus
+        metrics = self._heldout_losses(model, teacher, corpus.heldout)
+        knows = masked_lm.knows(model, self.tokenizer, masked_lm.probes(self.profile))
+        metrics["cloze_accuracy"] = float(np.mean(knows))
+        if corpus.train != corpus.heldout:
+            other = self._heldout_losses(model, None, corpus.train)
+            metrics["masked_lm_loss_on_training_corpus"] = other["masked_lm_loss"]
+        metrics |= {"parameters": checkpoints.parameters(model), "size_mb": checkpoints.size_mb(model)}
+        if steps := [line for line in log if "tokens" in line]:
+            seconds, tokens = (sum(line[name] for line in steps) for name in ("seconds", "tokens"))
+            metrics |= {"training_minutes": seconds / 60, "training_tokens": tokens, "tokens_per_s": tokens / seconds}
+            parts = max(line.get("batch_parts", 1) for line in steps)
+            metrics |= {"batch_parts": parts} if parts > 1 else {}  # memory was short
+        details = {"curve": log, "checkpoint": self._hash(unit)}
+        return records.Measurement(metrics, self.text.sources, self.sources(unit, model), details)
+
+    def seconds(self, unit: dict) -> float:
+        """About how long the unit's training takes: its tokens over those that the teacher reads here in a second."""
+        share = 1.0 if unit == TEACHER else len(self.layers) / self.teacher_config.num_hidden_layers
+        reads = machine.BACKWARD * share + MODELS[unit["model"]].taught  # a token takes as long as so many of these
+        blocks = sum(stage.steps * stage.batch_size * stage.accumulation for stage in self.stages(unit))
+        rate = machine.tokens_per_s(self.teacher_config, self.device, self.precision)
+        return blocks * self.profile.corpus.block_length * reads / rate
+
+    def trained(self, unit: dict) -> tuple[PreTrainedModel, list[dict]]:
+        """The unit's model, from its checkpoint or else trained now, and its log; InputError without a head."""
+        folder = self.checkpoint(unit)
+        if folder is None:
+            model, _, source = checkpoints.load_masked_lm(self._given(unit))
+            if not source["head"]:
+                why = "has no masked-LM head: give it one in teacher_training (head, whole)"
+                raise InputError(f"{self._given(unit)} {why}")
+            return model.to(self.device), []
+        log, unfinished = folder / "training_log.json", folder.with_name(f"{folder.name}.training")
+        again = self.fresh and unit in self.units and folder not in self.made
+        if log.exists() and not again:
+            return checkpoints.load_masked_lm(str(folder))[0].to(self.device), json.loads(log.read_text("utf-8"))
+        if again:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        model, lines = self._train(unit, unfinished)
+        checkpoints.save(model, self.tokenizer, folder)
+        records.write_whole(log, json.dumps(lines))
+        shutil.rmtree(unfinished, ignore_errors=True)
+        self.made.add(folder)
+        return model.eval(), lines
+
+    def _train(self, unit: dict, folder: Path) -> tuple[PreTrainedModel, list[dict]]:
+        """The model trained through its stages, on the blocks of its text, masked by its seed; and the log of all."""
+        spec, model, log = MODELS[unit["model"]], self._start(unit).to(self.device), []
+        teacher = None if unit == TEACHER else self.teacher
+        recipe = dataclasses.replace(self.recipe, **spec.changes)
+        counts = self.text.counts if recipe.mask_smoothing else None
+        masking = encoding.Masking(self.tokenizer, recipe.mask_rate, recipe.mask_smoothing, counts, unit["seed"])
+        curve = self.text.heldout(self.profile.corpus.heldout, self.profile.corpus.curve_blocks)
+        for number, stage in enumerate(self.stages(unit)):
+            head_alone = stage is self.profile.teacher_training.head
+            model.base_model.requires_grad_(not head_alone)
+            total = stage.steps * stage.batch_size * stage.accumulation
+            blocks = encoding.MaskedBlocks(self.text.blocks[:: spec.every], masking, total)
+            sides = teacher if spec.taught else None, recipe, stage, blocks, curve, teacher
+            where = self.tokenizer.pad_token_id, folder / f"stage-{number}", self.precision
+            lines = distillation.train(distillation.DistillationTrainer(model, *sides, *where))
+            log += [line | {"stage": "head" if head_alone else "whole"} for line in lines]
+        if unit == TEACHER and self.shape:
+            checkpoints.share_token_types(model)
+        return model, log
+
+    def _start(self, unit: dict) -> PreTrainedModel:
+        """The unit's model before any training."""
+        start = MODELS[unit["model"]].start
+        if start == "random weights":
+            return distillation.untrained(self.teacher.config, len(self.layers), unit["seed"])
+        if start == "teacher's layers":
+            return distillation.from_teacher(self.teacher, self.layers)
+        if self.shape:
+            model, source = checkpoints.new_bert(self.shape, self.tokenizer, seed=0), {"head": False}
+        else:
+            model, _, source = checkpoints.load_masked_lm(self.profile.teacher)
+        if not source["head"]:
+            checkpoints.start_head(model, self.text.counts)
+        return model
+
+    def stages(self, unit: dict) -> list[Training]:
+        """The trainings of the unit's model; none where it is used as it comes."""
+        if unit == TEACHER:
+            teacher = self.profile.teacher_training
+            return [stage for stage in (teacher.head, teacher.whole) if stage and stage.steps]
+        return [] if unit["model"] == "released" else [self.recipe.training]
+
+    def checkpoint(self, unit: dict) -> Path | None:
+        """The folder of the unit's model, there or not; None for one that is used as it comes from the Hub."""
+        if not self.stages(unit):
+            return None
+        return self.space.checkpoints / f"{records.slug(unit)}-{records.digest(self.settings(unit))}"
+
+    def weights(self, unit: dict) -> str:
+        """What the unit's weights are recognised by, from its record if need be; InputError if it is untrained yet."""
+        if self.checkpoint(unit) is None:
+            return self._revision(unit)
+        if found := self._hash(unit):
+            return found
+        record = self.space.find(MODELS[unit["model"]].experiment, unit, self.settings(unit))
+        if record is None:
+            raise InputError(f"{records.slug(unit)} is not there yet: run notebook 01, or set `store` to where it is")
+        return record["details"]["checkpoint"]
+
+    def sources(self, unit: dict, model: PreTrainedModel) -> list[dict]:
+        """Provenance of a model that was made from the unit's weights, or is the unit's own."""
+        given, made = self._given(unit), self._hash(unit)
+        found = [] if given == "miniworld" else [checkpoints.fetch(given)[1]]
+        if made or not found:
+            found.append({"id": records.slug(unit), "revision": made, "weights": "ours"})
+        return [source | {"parameters": checkpoints.parameters(model)} for source in found]
+
+    @functools.cached_property
+    def teacher(self) -> PreTrainedModel:
+        """The teacher, with its masked-LM head."""
+        return self.trained(TEACHER)[0]
+
+    @functools.cached_property
+    def teacher_config(self) -> PretrainedConfig:
+        """The teacher's configuration, of which no weights are needed."""
+        if self.shape:
+            return checkpoints.new_bert(self.shape, self.tokenizer, seed=0).config
+        return checkpoints.load_config(self.profile.teacher)
+
+    @functools.cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The teacher's, which is the student's too."""
+        if self.shape:
+            return miniworld.tokenizer(miniworld.write(hub.WORLD))
+        return checkpoints.load_tokenizer(self.profile.teacher)
+
+    @functools.cached_property
+    def text(self) -> encoding.PretrainingText:
+        """What is read in training, and what is held out."""
+        return encoding.PretrainingText(self.profile, self.tokenizer)
+
+    def _heldout_losses(self, model: PreTrainedModel, teacher: PreTrainedModel | None, config: str) -> dict[str, float]:
+        blocks = self.text.heldout(config, self.profile.corpus.heldout_blocks)
+        return distillation.heldout_losses(model, teacher, blocks, self.recipe, self.tokenizer.pad_token_id)
+
+    def _hash(self, unit: dict) -> str | None:
+        folder = self.checkpoint(unit)
+        return checkpoints.file_hash(folder) if folder and folder.is_dir() else None
+
+    def _given(self, unit: dict) -> str:
+        """The checkpoint that the unit's model is, or that it goes back to."""
+        return self.profile.released if unit["model"] == "released" else self.profile.teacher
+
+    def _revision(self, unit: dict) -> str | None:
+        given = self._given(unit)
+        return None if given == "miniworld" else checkpoints.fetch(given)[1]["revision"]
+
+
+class Ablated(Pretraining):
+    """The students that go without a part of the recipe, of the first seed. Their teacher has been trained already."""
+
+    name = "ablation"
+
+    @property
+    def units(self) -> list[dict]:
+        return [{"model": name, "seed": self.recipe.seeds[0]} for name in self.profile.ablation.variants]

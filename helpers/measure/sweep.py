@@ -1,0 +1,155 @@
+"""What every experiment of the series is: units, their settings, how one is measured; and the one loop over them."""
+
+import functools
+import statistics
+import sys
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .. import ROOT, InputError
+from ..profiles import Profile
+from . import records
+
+METER = "{desc}: {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} in {elapsed}{postfix}"
+UNKNOWN = 10.0  # seconds that a unit is taken to need of which nothing is on record
+_bar: tqdm | None = None  # of the experiment that is running
+
+
+class SweepError(RuntimeError):
+    """Some units failed; the message names each with its reason. The others have their records."""
+
+
+class Experiment:
+    """A question, asked unit by unit: a subclass says which units there are, and how one is measured.
+
+    A unit is a small dictionary, as {"task": "sst2", "model": "student", "seed": 0}; what has a record with the present
+    settings is not measured again. `name`: of the experiment, in records.
+    """
+
+    name: str
+
+    def __init__(self, profile: Profile, space: records.Workspace, fresh: bool = False):
+        """With `fresh`, what has a record, or is on disk already, is made again."""
+        self.profile, self.space, self.fresh = profile, space, fresh
+
+    @property
+    def units(self) -> list[dict]:
+        """Every unit, one after those that it builds on."""
+        raise NotImplementedError
+
+    def settings(self, unit: dict) -> dict:
+        """All that could change the unit's numbers; InputError if what it builds on has not been made yet."""
+        raise NotImplementedError
+
+    def measure(self, unit: dict) -> records.Measurement:
+        """The unit's numbers."""
+        raise NotImplementedError
+
+    def why_not(self, unit: dict) -> str | None:
+        """Why the unit cannot be measured here or now; None if it can."""
+        return None
+
+    def seconds(self, unit: dict) -> float:
+        """About how long the unit takes, to plan by: unless a subclass knows better, as others of its kind took."""
+        return self._on_record
+
+    @functools.cached_property
+    def _on_record(self) -> float:
+        folders = {self.space.records / self.name, ROOT / "results" / self.profile.name / "records" / self.name}
+        taken = []
+        for path in [path for folder in folders for path in folder.glob("*.json")]:
+            try:
+                taken.append(records.read_record(path)["provenance"]["seconds"])
+            except InputError:  # it will be named where it is used
+                continue
+        return statistics.median(taken) if taken else UNKNOWN
+
+    @property
+    def ready(self) -> list[dict]:
+        """The units that can be measured here and now."""
+        return [unit for unit in self.units if not self.why_not(unit)]
+
+    def unmeasured(self, units: list[dict] | None = None) -> list[dict]:
+        """Those of the units, by default of all that are ready, that have no record with the present settings."""
+        return [unit for unit in (self.ready if units is None else units) if self.fresh or not self.record(unit)]
+
+    def record(self, unit: dict) -> dict | None:
+        """The unit's record with the present settings, if there is one."""
+        try:
+            return self.space.find(self.name, unit, self.settings(unit))
+        except InputError:  # what it builds on is still to be made
+            return None
+
+    def plan(self) -> str:
+        """What will be run and about how long, and what cannot be, and why; InputError if nothing can."""
+        ready, reasons = self.ready, {}
+        for unit in self.units:
+            if reason := self.why_not(unit):
+                reasons.setdefault(reason, []).append(records.slug(unit))
+        if reasons and not ready:
+            raise InputError(next(iter(reasons)))
+        todo = self.unmeasured(ready)
+        lines = [f"profile {self.profile.name}; results in results/{self.space.name}/"]
+        time = f"about {self.minutes(todo):.0f} minutes"
+        lines += [f"{len(ready)} units, of which {len(todo)} have no record yet: {time}"]
+        for reason, names in reasons.items():
+            lines += [f"{', '.join(names) if len(names) < 4 else f'{len(names)} units'}: – {reason}"]
+        return "\n".join(lines)
+
+    def minutes(self, units: list[dict]) -> float:
+        """About how long the units take here."""
+        return sum(map(self.seconds, units)) / 60
+
+    def run(self, units: list[dict] | None = None) -> list[dict]:
+        """The record of each unit, by default of all that are ready, in order: read, or measured now and written.
+
+        One plain progress bar, which reads well in a saved page too, shows where it is. SweepError at the end if any
+        unit failed.
+        """
+        global _bar
+        units = self.ready if units is None else units
+        found, failures, measured_now = [], [], 0
+        bar = {"bar_format": METER, "file": sys.stdout, "miniters": 0}  # 0: `report` shows within a unit, too
+        with tqdm(total=len(units), desc=self.name, **bar) as _bar:
+            for unit in units:
+                name = records.slug(unit)
+                _bar.set_postfix_str(name)
+                try:
+                    settings = self.settings(unit)
+                    record = None if self.fresh else self.space.find(self.name, unit, settings)
+                    if not record:
+                        started = datetime.now(UTC)
+                        measured = self.measure(unit)
+                        origin = records.provenance(started, measured.data, measured.models)
+                        record = self.space.write(self.name, unit, settings, measured, origin)
+                        measured_now += 1
+                    found.append(record)
+                except Exception as error:
+                    reason = f"{type(error).__name__}: {str(error).strip()} ({_place(error)})"
+                    failures.append(f"{self.name} {name}: {reason}")
+                    _bar.write(f"{self.name} {name}: FAILED: {error}", file=sys.stdout)
+                _bar.update()
+            there = f"; {len(found) - measured_now} had a record" if len(found) > measured_now else ""
+            _bar.set_postfix_str(f"{measured_now} measured{there}")
+        _bar = None
+        if failures:
+            raise SweepError(f"{len(failures)} failed, {len(found)} done: " + "; ".join(failures))
+        return found
+
+
+def report(where: str) -> None:
+    """Say on the bar of the experiment that is running, if one is, where its present unit is."""
+    if _bar is not None:
+        unit = (_bar.postfix or "").partition(":")[0]
+        _bar.set_postfix_str(f"{unit}: {where}", refresh=False)
+        _bar.update(0)
+
+
+def _place(error: Exception) -> str:
+    """The last line of our own that the error passed through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if ROOT / "helpers" in Path(frame.filename).parents] or frames
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno}"

@@ -1,0 +1,261 @@
+"""Checkpoints by name: encoders, masked-LM heads, heads for tasks; saved whole, known by their hash."""
+
+import contextlib
+import functools
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import huggingface_hub
+import numpy as np
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import BertForMaskedLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from .. import InputError
+from ..measure import records
+
+if TYPE_CHECKING:  # who loads a model imports this module, too, and that is timed
+    from ..profiles import Architecture, Profile
+
+FILES = ("config.json", "*.safetensors", "tokenizer*", "vocab.txt", "special_tokens_map.json")  # no pickle, no code
+WEIGHTS = {"dtype": torch.float32, "use_safetensors": True}
+
+transformers.logging.disable_progress_bar()  # of loading and saving, which take a second
+huggingface_hub.utils.enable_progress_bars()  # of downloads, which that has switched off too
+
+
+def fetch(name: str) -> tuple[Path, dict]:
+    """The folder of the checkpoint `name` (a Hub id or a folder), and its provenance; InputError if it is neither."""
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").exists() or not list(folder.glob("*.safetensors")):
+            raise InputError(f"{name} is no checkpoint: expected a folder with config.json and *.safetensors")
+        return folder, {"id": folder.name, "revision": file_hash(folder), "weights": "ours"}
+    folder = _snapshot(name)
+    random = folder.name.startswith(records.RANDOM_REVISION)
+    return folder, {"id": name, "revision": folder.name, "weights": "random" if random else "pretrained"}
+
+
+@functools.cache
+def _snapshot(repo_id: str) -> Path:
+    try:
+        return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=FILES))
+    except (huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.HFValidationError):
+        reason = "the Hub has no model of that name (and it is no folder here)"
+    except Exception as error:  # no network, a proxy, a server that is down: the library has no one class for these
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = f"the Hub cannot be reached and the model was not fetched before ({first})"
+    raise InputError(f"model {repo_id!r}: {reason}; check the name, or fetch it ahead with ./run_all.sh --download")
+
+
+def download(profile: "Profile") -> list[str]:
+    """Fetch every checkpoint of the profile, so that a later run needs no network; what was fetched, a line each."""
+    names = [name for name in (profile.teacher, profile.released) if name and name != "miniworld"]
+    return [f"{source['id']} at {source['revision'][:12]}" for _, source in map(fetch, names)]
+
+
+def load_config(name: str) -> PretrainedConfig:
+    """The configuration of a checkpoint; InputError if it is neither a BERT nor a DistilBERT."""
+    config = transformers.AutoConfig.from_pretrained(fetch(name)[0])
+    if config.model_type not in ("bert", "distilbert"):
+        raise InputError(f"{name} is a {config.model_type!r} model: a teacher must be a BERT or DistilBERT encoder")
+    return config
+
+
+def load_masked_lm(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
+    """A masked language model in fp32, its tokenizer and its provenance.
+
+    `source["head"]` tells whether the checkpoint has a masked-LM head; where it doesn't, a fresh one is there.
+    """
+    load_config(name)
+    folder, source = fetch(name)
+    with _quiet():
+        model, report = transformers.AutoModelForMaskedLM.from_pretrained(folder, **WEIGHTS, output_loading_info=True)
+    head = not any(key.startswith(("cls.", "vocab_")) for key in report["missing_keys"])
+    return model.eval(), load_tokenizer(name), source | {"parameters": parameters(model), "head": head}
+
+
+def load_with_head(kind: type, name: str, seed: int, **config) -> PreTrainedModel:
+    """The encoder of a checkpoint in fp32 under a head for a task: a fresh one, drawn from the seed, unless it has one.
+
+    `kind` is an Auto class, as AutoModelForSequenceClassification, `config` goes to the model (num_labels=3).
+    InputError if the checkpoint has such a head already, for another number of labels.
+    """
+    there = load_config(name)
+    wanted = config.get("num_labels", there.num_labels)
+    if "ForSequenceClassification" in str(there.architectures) and there.num_labels != wanted:
+        labels = f"{there.num_labels} labels, and the task has {wanted}"
+        raise InputError(f"{name} was fine-tuned for {labels}: give a checkpoint without a head, or one of this task")
+    torch.manual_seed(seed)
+    with _quiet():
+        return kind.from_pretrained(fetch(name)[0], **WEIGHTS, **config)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No warning of a head that is missing: it is reported by us, or a new one is what is wanted."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    yield
+    transformers.logging.set_verbosity(before)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint."""
+    return transformers.AutoTokenizer.from_pretrained(fetch(name)[0])
+
+
+def new_bert(shape: "Architecture", tokenizer: PreTrainedTokenizerBase, seed: int) -> BertForMaskedLM:
+    """A BERT of the given shape with random weights, for the tokenizer's vocabulary.
+
+    Its positions start as sines (Vaswani et al. 2017), near ones alike: read little, it need not first find out that.
+    """
+    torch.manual_seed(seed)
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.feed_forward,
+        initializer_range=shape.initializer_range,
+        hidden_dropout_prob=shape.dropout,
+        attention_probs_dropout_prob=shape.dropout,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = BertForMaskedLM(config).eval()
+    positions = model.bert.embeddings.position_embeddings.weight.data
+    angles = torch.arange(len(positions))[:, None] / 10_000 ** (torch.arange(0, shape.width, 2) / shape.width)
+    positions.copy_(shape.initializer_range * torch.stack([angles.sin(), angles.cos()], -1).flatten(1))
+    return model
+
+
+@torch.no_grad()
+def share_token_types(model: BertForMaskedLM) -> None:
+    """Give a pair's second text the token-type vector of the first, for a BERT that has only ever read single texts."""
+    types = model.bert.embeddings.token_type_embeddings.weight
+    types[1] = types[0]  # its own is still what was drawn at random, and would be noise on half of every pair
+
+
+@torch.no_grad()
+def start_head(model: PreTrainedModel, counts: np.ndarray) -> None:
+    """Give an untrained BERT masked-LM head a good start: pass hidden states on, and guess by word frequency.
+
+    The transform becomes the identity and the bias log p(token), so training need not first learn that "the" is common.
+    `counts`: occurrences of each token in the training text [vocabulary].
+    """
+    predictions = model.cls.predictions
+    nn.init.eye_(predictions.transform.dense.weight)
+    nn.init.zeros_(predictions.transform.dense.bias)
+    smoothed = torch.from_numpy(counts).double() + 0.1  # unseen tokens stay possible
+    predictions.bias.copy_((smoothed / smoothed.sum()).log())
+
+
+def encode(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Last hidden states [batch, length, width] of a masked language model's encoder; its head is not run."""
+    return model.base_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+
+def vocabulary_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """The masked-LM head at some positions only: hidden states [..., width] to logits [..., vocabulary]."""
+    if model.config.model_type == "bert":
+        return model.cls(hidden)
+    return model.vocab_projector(model.vocab_layer_norm(model.activation(model.vocab_transform(hidden))))
+
+
+def predict(model: nn.Module, inputs: dict[str, Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """A masked language model's last hidden states [batch, length, width], and its logits [tokens, vocabulary].
+
+    `chosen` [batch, length] says of which tokens. A model that isn't transformers' is asked for both at once.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return model(inputs, chosen)
+    hidden = encode(model, **inputs)
+    few = hidden[chosen]
+    if not len(few) and not torch.is_grad_enabled():  # torchao cannot multiply nothing by a matrix
+        return hidden, few.new_empty(0, model.config.vocab_size)
+    return hidden, vocabulary_logits(model, few)
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of parameters, tied ones counted once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save a checkpoint whole or not at all, for `from_pretrained` to load; InputError if it cannot be written."""
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    except Exception as error:  # safetensors has its own error for a full disk
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise InputError(f"cannot save the checkpoint {folder}: {error}") from error
+
+
+def file_hash(folder: Path) -> str:
+    """What a checkpoint's weights are recognised by: twelve hexadecimal digits of the SHA-256 of its weight files."""
+    paths = sorted(path for kind in ("safetensors", "onnx", "bin") for path in folder.glob(f"*.{kind}"))
+    return _hash_once(*((path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths))
+
+
+@functools.cache  # every unit's settings ask for it, and a model may have half a gigabyte
+def _hash_once(*files: tuple[Path, int, int]) -> str:
+    digest = hashlib.sha256()
+    for path, _, _ in files:
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:12]
+
+
+def size_mb(model: nn.Module) -> float:
+    """The weights' size in MB of 10^6 bytes, tied ones counted once."""
+    return sum(p.numel() * p.element_size() for p in model.parameters()) / 1e6
+
+
+def skeleton(kind: type, config: PretrainedConfig) -> PreTrainedModel:
+    """A model of the class without any weights, to be filled; nothing is drawn and no memory taken."""
+    with torch.device("meta"):
+        return kind(config).eval()
+
+
+def fill(model: PreTrainedModel, tensors: dict[str, Tensor], tie: bool = True) -> PreTrainedModel:
+    """Put tensors into a skeleton by name, tie what is tied, compute what isn't saved; InputError if one is missing."""
+    for name, value in tensors.items():
+        module, leaf = _place(model, name)
+        if leaf in module._parameters:
+            module._parameters[leaf] = nn.Parameter(value, requires_grad=value.is_floating_point())
+        else:
+            module._buffers[leaf] = value
+    if tie:
+        model.tie_weights()
+    for name, buffer in list(model.named_buffers()):
+        if buffer.is_meta:  # BERT's and DistilBERT's own: positions count up, token types are 0
+            module, leaf = _place(model, name)
+            counted = (torch.arange if leaf == "position_ids" else torch.zeros)(buffer.shape[-1], dtype=buffer.dtype)
+            module._buffers[leaf] = counted.expand(buffer.shape)
+    if lacking := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
+        raise InputError(f"the checkpoint lacks {lacking[0]}: save it again")
+    return model
+
+
+def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    owner, _, leaf = name.rpartition(".")
+    return model.get_submodule(owner), leaf
+
+
+def is_quantized(model: PreTrainedModel) -> bool:
+    """Whether a model's layers hold integers, and so cannot be trained."""
+    return getattr(model, "hf_quantizer", None) is not None or bool(quantized_layers(model))
+
+
+def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that PyTorch itself has quantized, by name."""
+    layers = (torch.ao.nn.quantized.dynamic.Linear, torch.ao.nn.quantized.Embedding)
+    return {name: module for name, module in model.named_modules() if isinstance(module, layers)}

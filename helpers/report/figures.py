@@ -1,0 +1,189 @@
+"""Pictures made from records: one style, one colour a model or a technique, kept as PNG with a caption."""
+
+from collections.abc import Collection
+from io import BytesIO
+
+import ipywidgets as widgets
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import PIL.Image
+import seaborn as sns
+from IPython.display import Image, Markdown, display
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
+from PIL.PngImagePlugin import PngInfo
+
+from ..measure.records import Workspace
+from . import tables
+from .tables import COLOURS, MODELS
+
+PALETTE = sns.color_palette("colorblind")
+
+
+def style() -> None:
+    """The series' look: set once in a notebook."""
+    room = {f"figure.constrained_layout.{side}": 0.08 for side in ("w_pad", "h_pad")}  # inches around each panel
+    sns.set_theme(style="whitegrid", palette="colorblind", rc={"figure.dpi": 110, "savefig.dpi": 150} | room)
+    plt.rcParams.update(
+        {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titleweight": "bold"}
+        | {"axes.labelsize": 10, "legend.frameon": False, "legend.fontsize": 9, "grid.alpha": 0.4}
+    )
+
+
+def show(space: Workspace, name: str, figure: Figure, caption: str) -> None:
+    """Keep a figure as figures/<profile>/<name>.png and display it with its caption, which is its alt text too."""
+    space.figures.mkdir(parents=True, exist_ok=True)
+    picture, dpi = BytesIO(), plt.rcParams["savefig.dpi"]
+    if engine := figure.get_layout_engine():  # lay out once: to save a figure that still has its engine draws it twice
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+    figure.savefig(picture, format="rgba", dpi=dpi)
+    plt.close(figure)
+    said, path = PngInfo(), space.figures / f"{name}.png"
+    said.add_text("Description", caption)
+    # 256 colours of its own are enough for any figure here, at half the size.
+    size = tuple(int(inches * dpi) for inches in figure.get_size_inches())
+    drawn = PIL.Image.frombytes("RGBA", size, picture.getvalue()).convert("RGB")
+    drawn.quantize(256, dither=PIL.Image.Dither.NONE).save(path, pnginfo=said, dpi=(dpi, dpi))
+    shown = Image(path.read_bytes(), width=min(900, 90 * figure.get_figwidth()))
+    display(shown, metadata={"image/png": {"alt": caption}})
+    display(Markdown(f"*{caption}*"))
+
+
+def by_group(groups: dict[str, pd.DataFrame], ylabel: str, top: float | None = 100) -> Figure:
+    """A panel a question: a line a model (columns) over ordered groups (index), with the number of cases below each."""
+    shape = {"figsize": (11, 3.4), "sharey": True, "squeeze": False, "layout": "constrained"}
+    figure, (panels,) = plt.subplots(1, len(groups), **shape)
+    for axes, (title, frame) in zip(panels, groups.items(), strict=True):
+        labels = [f"{group}\n(n = {count:,})" for group, count in zip(frame.index, frame["n"], strict=True)]
+        for model in frame.columns.drop("n"):
+            axes.plot(labels, frame[model], marker="o", color=COLOURS[model], label=MODELS[model])
+        axes.set(title=title, ylim=(0, top))
+        axes.tick_params(axis="x", labelsize=8)
+    panels[0].set_ylabel(ylabel)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+TECHNIQUES = {  # of each technique
+    "half or full precision": (0.25, 0.25, 0.25),
+    "PyTorch int8": PALETTE[3],
+    "bitsandbytes": PALETTE[5],
+    "ONNX Runtime": PALETTE[4],
+    "OpenVINO": PALETTE[8],
+    "weights set to zero": PALETTE[6],
+    "masked, not cut": PALETTE[9],
+    "heads and neurons cut": PALETTE[0],
+    "layers dropped": PALETTE[1],
+    "pruned, and int8": PALETTE[2],
+}
+MARKERS = dict(zip(TECHNIQUES, "Dsovp^Xhd>", strict=True))  # so that no two depend on their colour alone
+
+
+def chart(points: pd.DataFrame, cost: str, xlabel: str, ylabel: str, shown: Collection[str] | None = None) -> Figure:
+    """Score against a cost: a point a variant; those on the front, and fp32, have numbers, and their names above.
+
+    `points`: as `tradeoffs.frame` gives them. `shown`: the families to draw, on the same axes as all of them. The band
+    is fp32's score and 1.96 standard errors of a share of so many rows.
+    """
+    figure, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
+    best = _draw_points(axes, points, cost, TECHNIQUES if shown is None else shown)
+    named = pd.concat([best, points[points.variant == "fp32"]]).drop_duplicates("label")
+    place, numbers = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 10, "fontweight": "bold"}, []
+    for number, row in enumerate(named.itertuples(), start=1):
+        axes.annotate(str(number), (getattr(row, cost), row.score), **place)
+        numbers.append(Line2D([], [], linestyle="none", color="0.15", marker=f"${number}$", label=row.label))
+    figure.legend(handles=numbers, loc="outside upper left", ncols=2, fontsize=9)
+    axes.set(xlabel=f"{xlabel}, log scale", ylabel=ylabel)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def steps(points: pd.DataFrame, cost: str, xlabel: str, ylabel: str) -> Figure:
+    """The chart technique by technique, a panel each: what there was before, the new one, where the front is now."""
+    there = [family for family in TECHNIQUES if family in set(points.family)]
+    lines = 1 if len(there) < 6 else 2
+    columns = -(-len(there) // lines)
+    shape = {"figsize": (max(9, 2.3 * columns), 0.5 + 2.4 * lines), "squeeze": False, "sharex": True, "sharey": True}
+    figure, panels = plt.subplots(lines, columns, layout="constrained", **shape)
+    for number, (axes, new) in enumerate(zip(panels.flat, there, strict=False)):
+        _draw_points(axes, points, cost, there[: number + 1], new)
+        axes.set_title(f"+ {new}" if number else new, fontsize=10)
+        axes.tick_params(labelbottom=number + columns >= len(there))
+    for axes in panels.flat[len(there) :]:
+        axes.set_visible(False)
+    figure.supxlabel(f"{xlabel}, log scale", fontsize=11)
+    figure.supylabel(ylabel, fontsize=11)
+    return figure
+
+
+def _draw_points(axes: plt.Axes, points: pd.DataFrame, cost: str, shown: Collection[str], new="") -> pd.DataFrame:
+    """The front; `new`: the family that comes in now, where the others are to be paler."""
+    drawn = points[points.family.isin(shown)]
+    for name, own in drawn.groupby("family", sort=False):
+        style = {"color": TECHNIQUES[name], "alpha": 1 if new in ("", name) else 0.35}
+        axes.plot(own[cost], own.score, MARKERS[name], markersize=6, label=name, **style)
+        if f"{cost}_low" in own:
+            axes.hlines(own.score, own[f"{cost}_low"], own[f"{cost}_high"], linewidth=1, **style)
+    for base in points[points.variant == "fp32"].itertuples():
+        half = 1.96 * np.sqrt(base.score * (100 - base.score) / base.rows)
+        band = {"color": "grey", "alpha": 0.12, "linewidth": 0, "label": "chance of the rows drawn (fp32)"}
+        axes.axhspan(base.score - half, base.score + half, **band)
+    best, label = front(drawn, cost), "best score at this cost or less"
+    axes.step(best[cost], best.score, where="post", color="grey", linewidth=1, zorder=0, label=label)
+    room = max(1.0, 0.15 * np.ptp(points.score))
+    axes.set(xscale="log", ylim=(points.score.min() - room, points.score.max() + room))
+    axes.set_xlim(points[cost].min() / 1.3, points[cost].max() * 1.6)
+    narrow = points[cost].max() < 6 * points[cost].min()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if narrow else (1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    return best
+
+
+COSTS = {"latency of one row (ms)": "latency_ms", "size on disk (MB)": "size_mb", "parameters": "parameters"}
+COSTS |= {"peak memory (MB)": "peak_memory_mb", "cold start (s)": "cold_start_s"}
+
+
+def explorer(frame: pd.DataFrame) -> widgets.Widget:
+    """Controls for cost, task, model and families over `chart`, and its points as a table.
+
+    It has no Output widget: whoever runs a notebook headless answers one on the channel where it waits for the kernel,
+    and the answer can hide the kernel's own, so that now and then a cell that is done would wait for its time limit.
+    """
+    if frame.empty:
+        return widgets.HTML(tables.MISSING)
+    models = [(tables.MODELS[name], name) for name in dict.fromkeys(frame.model)]
+    families = [name for name in TECHNIQUES if name in set(frame.family)]
+    cost = widgets.Dropdown(options={name: key for name, key in COSTS.items() if key in frame}, description="Cost")
+    task = widgets.Dropdown(options=list(dict.fromkeys(frame.task)), description="Task")
+    model = widgets.Dropdown(options=models, description="Model")
+    chosen = widgets.SelectMultiple(options=families, value=families, description="Families")
+    picture, numbers = widgets.Image(layout=widgets.Layout(max_width="100%")), widgets.HTML()
+
+    def draw(_=None) -> None:
+        own = frame[(frame.task == task.value) & (frame.model == model.value)].dropna(subset=[cost.value])
+        drawn = own[own.family.isin(chosen.value)].sort_values(cost.value)
+        picture.layout.display = "none" if drawn.empty else None
+        if drawn.empty:
+            numbers.value = "nothing was measured for this choice"
+            return
+        figure, png = chart(own, cost.value, cost.label, f"{task.value} score (%)", chosen.value), BytesIO()
+        figure.savefig(png)
+        plt.close(figure)  # or it would be shown once more, below
+        picture.value = png.getvalue()
+        listed = drawn[["label", "family", cost.value, "score"]].set_index("label").round(2)
+        numbers.value = listed.rename(columns={cost.value: cost.label, "score": "score (%)"}).to_html()
+
+    for control in (cost, task, model, chosen):
+        control.observe(draw, names="value")
+    draw()
+    return widgets.VBox([widgets.HBox([cost, task, model]), chosen, picture, numbers])
+
+
+def front(points: pd.DataFrame, cost: str, gain: str = "score") -> pd.DataFrame:
+    """The rows that no other one beats: none costs less and gains as much (the Pareto front), the cheapest first."""
+    ordered = points.sort_values([cost, gain], ascending=[True, False])
+    return ordered[ordered[gain] > ordered[gain].astype(float).cummax().shift(fill_value=-np.inf)]

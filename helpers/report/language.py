@@ -1,0 +1,165 @@
+"""Notebook 05's records side by side: perplexities by model and stage, what changes from one to another, in words."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from ..measure import metrics
+from ..measure.records import of, unpack
+from . import tables
+from .tables import MODELS, Column
+
+STAGES = {
+    "base": "as pretrained",
+    "half": "as pretrained, half precision",
+    "int8": "in 8 bits",
+    "wikitext": "fine-tuned on WikiText-2",
+    "wikitext_int8": "fine-tuned on WikiText-2, then 8 bits",
+    "gsm8k": "fine-tuned on GSM8K",
+}
+TEXTS = {"wikitext": "WikiText-2", "gsm8k_questions": "GSM8K, questions", "gsm8k_answers": "GSM8K, with answers"}
+BENCHMARK = "wikitext-gsm8k-benchmark"
+BENCHMARK_STAGES = {"base": "base", "int8": "8-bit", "wikitext": "fine-tuned on wikitext"}
+PUBLISHED, MEANS = "published, DistilBERT", "mean of batches' perplexities"  # rows beside the ways of scoring
+ENDS = ("", "_low", "_high")
+WIDE = "{:,.1f} ({:,.1f} to {:,.1f})"  # a perplexity with the ends of its interval
+
+
+def grid(found: Sequence[dict]) -> list[dict]:
+    """The records of models and stages, scored rightly."""
+    return [record for record in found if "mistake" not in record["unit"]]
+
+
+class Change(NamedTuple):
+    """A change of the masked-LM loss in nats: its mean and 95% interval, and its own spread (None where n is 1)."""
+
+    mean: float
+    low: float
+    high: float
+    spread: float | None
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval lies on one side of zero."""
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
+
+
+def change(found: Sequence[dict], model: str, text: str, stage: str) -> Change | None:
+    """By how much a model's masked-LM loss changes from the pretrained one to a stage; None if either has no record.
+
+    Both are asked for the same tokens, so the interval is that of the difference, whole documents being drawn, and the
+    spread its standard deviation over draws of the masks and seeds.
+    """
+    old, new = (of(found, model=model, text=text, stage=name) for name in ("base", stage))
+    if not old or not new:
+        return None
+    sums = [np.mean([unpack(record["details"]["document_sums"]) for record in side], axis=0) for side in (old, new)]
+    counts, rest = unpack(old[0]["details"]["document_counts"]), sums[1] - sums[0]
+    low, high = metrics.mean_interval(rest[counts > 0], counts[counts > 0])
+    draws = np.array([record["details"]["draws"] for record in new]) - old[0]["details"]["draws"]
+    return Change(rest.sum() / counts.sum(), low, high, float(draws.std(ddof=1)) if draws.size > 1 else None)
+
+
+def has_read(record: dict) -> str:
+    """Whether the record's model has been trained on WikiText-2."""
+    ours = any(model["weights"] == "ours" for model in record["provenance"]["models"])
+    tuned = record["unit"]["stage"].startswith("wikitext")
+    return "yes, again" if ours and tuned else "yes" if ours or tuned else "Wikipedia at large"
+
+
+def mean_of(found: Sequence[dict], metric: str) -> float:
+    """The mean over seeds; of a perplexity, that of its logarithm, exponentiated."""
+    values = np.array([record["metrics"][metric] for record in found])
+    return float(np.exp(np.log(values).mean()) if "perplexity" in metric else values.mean())
+
+
+def _interval(metric: str, **unit) -> Callable[[list[dict]], tuple[float, ...] | None]:
+    """Of the records of some seeds, the mean of a metric and of its ends, for a column; None without records."""
+    return lambda own: tuple(mean_of(of(own, **unit), metric + end) for end in ENDS) if of(own, **unit) else None
+
+
+def _by_stage(found: Sequence[dict], columns: Sequence[Column]) -> pd.DataFrame:
+    """A row a model and stage of which there are records, from the list of these."""
+    groups = [of(found, model=model, stage=stage) for model in MODELS for stage in STAGES]
+    return tables.build(filter(None, groups), columns, lambda own: called(**own[0]["unit"]), "model")
+
+
+def called(model: str, stage: str, **_) -> str:
+    """What a model is called at a stage."""
+    return f"{MODELS[model]}, {STAGES[stage]}"
+
+
+def wikitext_table(found: Sequence[dict]) -> pd.DataFrame:
+    """A row a model and stage, on WikiText-2: loss, perplexity over masked tokens, pseudo-perplexity, size."""
+    loss = ("masked_lm_loss", "masked_lm_loss_std_of_draws")
+    columns = [
+        Column("loss (nats, ± over draws)", lambda own: tuple(mean_of(own, name) for name in loss), "{:.3f} ± {:.3f}"),
+        Column("perplexity over masked tokens", _interval("perplexity"), WIDE),
+        Column("pseudo-perplexity", _interval("pseudo_perplexity"), WIDE),
+        Column("weights (MB)", lambda own: own[0]["metrics"]["size_mb"]),
+        Column("has read WikiText-2", lambda own: has_read(own[0])),
+        Column("fine-tuning seeds", lambda own: len(own) if "seed" in own[0]["unit"] else None, "{}"),
+    ]
+    return _by_stage(of(found, text="wikitext"), columns)
+
+
+def gsm8k_table(found: Sequence[dict]) -> pd.DataFrame:
+    """A row a model and stage: perplexity over masked tokens of GSM8K's questions, alone and with their answers."""
+    texts = ("gsm8k_questions", "gsm8k_answers")
+    return _by_stage(found, [Column(TEXTS[text], _interval("perplexity", text=text), WIDE) for text in texts])
+
+
+def changes(found: Sequence[dict]) -> pd.DataFrame:
+    """What each stage changes in the masked-LM loss (nats) of each text, against the model as pretrained."""
+
+    def cell(text: str, own: list[dict]) -> str:
+        return str(change(found, own[0]["unit"]["model"], text, own[0]["unit"]["stage"]) or tables.NOTHING)
+
+    tuned = [record for record in found if record["unit"]["stage"] != "base"]
+    return _by_stage(tuned, [Column(title, partial(cell, text)) for text, title in TEXTS.items()])
+
+
+def printed(metric: str = "loss", stage: str = "base") -> pd.Series:
+    """What the published benchmark gives for a stage, by text: loss (nats), perplexity or throughput (samples/s)."""
+    numbers = tables.published(BENCHMARK, "results").query(f"metric == '{metric}'")
+    chosen = numbers[numbers.model == f"distilbert-base-uncased, {BENCHMARK_STAGES[stage]}"]
+    return chosen.assign(text=chosen.dataset.replace("gsm8k", "gsm8k_questions")).set_index("text").value.astype(float)
+
+
+def scored(found: Sequence[dict], model: str, metric: str = "loss") -> pd.DataFrame:
+    """A metric by way of scoring a model, the published one last (rows), and by stage and text (columns)."""
+    table: dict[tuple[str, str], dict[str, float]] = {}
+    for record in of(found, model=model):
+        unit = record["unit"]
+        if "mistake" in unit and "stage" in unit:  # not the one of redrawn masks
+            table.setdefault((unit["stage"], unit["text"]), {})[unit["mistake"]] = record["metrics"][metric]
+    for stage in BENCHMARK_STAGES:
+        for text, value in printed(metric, stage).items():
+            table.setdefault((stage, text), {})[PUBLISHED] = value
+    return pd.DataFrame(table)
+
+
+def mistakes_table(found: Sequence[dict], model: str) -> pd.DataFrame:
+    """A row a way of scoring the model as pretrained: loss in nats (perplexity) on each text, the published ones last.
+
+    Beside them, how far their losses are from the published ones, as `nearest_mistakes` has it. Of the right way also
+    the mean of the batches' perplexities, averaged last instead of first.
+    """
+    ways, near = scored(found, model, "perplexity")["base"], nearest_mistakes(found, model)
+    means = scored(found, model, "mean_of_batch_perplexities")["base"].rename({"right": MEANS})
+    ways, form = pd.concat([ways[:1], means[:1], ways[1:]]), "{:.2f} ({:,.1f})"
+    columns = [Column(TEXTS[text], lambda way, by=by: (np.log(by[way]), by[way]), form) for text, by in ways.items()]
+    columns.append(Column("off the published losses (nats)", near.get, "{:.2f}"))
+    return tables.build(ways.index, columns, str, "way of scoring")
+
+
+def nearest_mistakes(found: Sequence[dict], model: str) -> pd.Series:
+    """How far each way of scoring is from the published base losses, in nats over the texts, the nearest first."""
+    losses = scored(found, model)["base"]
+    return (losses - losses.loc[PUBLISHED]).abs().mean(axis=1).drop(PUBLISHED).sort_values()

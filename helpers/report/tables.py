@@ -1,0 +1,271 @@
+"""Tables: from records, built from a list of columns, beside published numbers, and kept as CSV and Markdown.
+
+Every model's name and colour, and every metric's heading and unit, stand here.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+from IPython.display import Markdown
+
+from .. import ROOT, InputError
+from ..compression import variants
+from ..measure import records
+
+PUBLISHED = ROOT / "results" / "published"
+NOTHING = "–"
+# What stands where a notebook was opened alone.
+MISSING = "– run the notebooks that this one builds on, or set `store` to where their results are"
+
+
+class Column(NamedTuple):
+    """A column of a table, from rows that are records, groups of records, or anything else.
+
+    header: with the unit. value: a metric's name, or what makes a number, a text, a tuple or None (–) of a row. form:
+    how a number, or a tuple's members, are written. scale: what a number is multiplied by. best: which end is the
+    better one, min or max, for `summary`.
+    """
+
+    header: str
+    value: str | Callable[[Any], Any]
+    form: str = "{:,.1f}"
+    scale: float = 1.0
+    best: Callable | None = None
+
+    def of(self, row: Any) -> Any:
+        """The row's value, scaled; None where it has none."""
+        found = row["metrics"].get(self.value) if isinstance(self.value, str) else self.value(row)
+        if isinstance(found, tuple):
+            return tuple(self.scale * value for value in found)
+        return found if found is None or isinstance(found, str) or self.scale == 1 else self.scale * found
+
+    def cell(self, row: Any) -> str:
+        """The row's value, written."""
+        found = self.of(row)
+        if found is None or found != found:
+            return NOTHING
+        return found if isinstance(found, str) else self.form.format(*found if isinstance(found, tuple) else (found,))
+
+
+INTERVAL = "{:.2f} ({:.2f} to {:.2f})"  # a median or mean with its ends
+
+
+def ends(metric: str) -> Callable[[dict], tuple[float, ...] | None]:
+    """Of a record, a metric with the ends of its interval, for a column of the form `INTERVAL`; None without one."""
+    names = [f"{metric}{end}" for end in ("", "_low", "_high")]
+    return lambda record: tuple(map(record["metrics"].get, names)) if metric in record["metrics"] else None
+
+
+def build(rows: Iterable, columns: Sequence[Column], label: Callable[[Any], str], name: str) -> pd.DataFrame:
+    """Table of rows, each called by `label`, under the columns; `name` heads the labels. Empty without rows."""
+    lines = {label(row): [column.cell(row) for column in columns] for row in rows}
+    heads = [column.header for column in columns]
+    return pd.DataFrame.from_dict(lines, orient="index", columns=heads, dtype=object).rename_axis(name)
+
+
+COLUMNS = {
+    "masked_lm_loss": Column("masked-LM loss (nats)", "masked_lm_loss", "{:,.3f}", best=min),
+    "masked_lm_loss_on_training_corpus": Column(
+        "… on held-out text with rare words as [UNK] (nats)", "masked_lm_loss_on_training_corpus", "{:,.3f}", best=min
+    ),
+    "kl_to_teacher": Column("KL to teacher (nats)", "kl_to_teacher", "{:,.3f}", best=min),
+    "cosine_loss": Column("1 − cosine to teacher", "cosine_loss", "{:,.3f}", best=min),
+    "masked_token_accuracy": Column("masked tokens right (%)", "masked_token_accuracy", "{:,.1f}", 100, best=max),
+    "cloze_accuracy": Column("cloze facts right (%)", "cloze_accuracy", "{:,.1f}", 100, best=max),
+    "parameters": Column("parameters (million)", "parameters", "{:,.2f}", 1e-6),
+    "size_mb": Column("weights (MB)", "size_mb", "{:,.1f}"),
+    "training_minutes": Column("training (minutes)", "training_minutes", "{:,.1f}"),
+    "training_tokens": Column("tokens seen (million)", "training_tokens", "{:,.2f}", 1e-6),
+    "tokens_per_s": Column("training speed (tokens/s)", "tokens_per_s", "{:,.0f}"),
+    "examples_per_s": Column("training speed (examples/s)", "examples_per_s", "{:,.0f}"),
+    "accuracy": Column("accuracy (%)", "accuracy", "{:,.1f}", 100, best=max),
+    "truncated": Column("texts cut off (%)", "truncated", "{:,.1f}", 100),
+    "exact_match": Column("exact match (%)", "exact_match", "{:,.1f}", best=max),
+    "f1": Column("F1 (%)", "f1", "{:,.1f}", best=max),
+}
+
+
+class Model(NamedTuple):
+    """What a model is called, and its colour, everywhere."""
+
+    name: str
+    colour: str | None = None
+
+
+CAST = {
+    "teacher": Model("teacher", "#404040"),
+    "released": Model("released DistilBERT", "#cc78bc"),
+    "student": Model("student", "#0173b2"),
+    "student_d": Model("student, distilled twice (D)", "#56b4e9"),
+    "twin": Model("twin, undistilled", "#de8f05"),
+    "random": Model("student from random weights", "#029e73"),
+    "no_distillation": Model("student without distillation loss"),
+    "no_masked_lm": Model("student without masked-LM loss"),
+    "no_cosine": Model("student without cosine loss"),
+    "quarter_text": Model("student from a quarter of the text"),
+}
+MODELS = {key: model.name for key, model in CAST.items()}
+COLOURS = {key: model.colour for key, model in CAST.items() if model.colour}
+
+
+def every_published() -> pd.DataFrame:
+    """All published numbers, one a row, as in results/published/; InputError if the file is missing."""
+    path = PUBLISHED / "published_numbers.csv"
+    if not path.exists():
+        raise InputError(f"{path} is missing: restore it with git checkout")
+    return pd.read_csv(path, dtype={"table": str})
+
+
+def published(source: str, table: str | None = None) -> pd.DataFrame:
+    """The published numbers of a source, one a row; InputError if there is no such source or table."""
+    numbers = every_published()
+    chosen = numbers[(numbers.source == source) & ((numbers.table == table) | (table is None))]
+    if chosen.empty:
+        raise InputError(f"no published numbers of {source!r}, table {table!r}")
+    return chosen
+
+
+def printed(source: str, table: str, metric: str, *models: str, setup: str | None = None) -> list[float]:
+    """The published numbers of some models, as they are printed."""
+    rows = published(source, table)
+    rows = rows[(rows.metric == metric) & ((rows.setup == setup) | (setup is None))]
+    return [float(rows[rows.model == model].value.iloc[0]) for model in models]
+
+
+def ratio(source: str, table: str, metric: str, *models: str, setup: str | None = None) -> float:
+    """The published number of one model by that of another."""
+    one, other = printed(source, table, metric, *models, setup=setup)
+    return one / other
+
+
+def published_beside(source: str, table: str, models: str) -> pd.DataFrame:
+    """Published numbers: a row a model and set-up, a column a metric, then notes; `models`: a regular expression."""
+    rows = published(source, table)
+    rows = rows[rows.model.str.contains(models)].fillna({"unit": "", "setup": ""})
+    head = [f"{metric} ({unit})" if unit else metric for metric, unit in zip(rows.metric, rows.unit, strict=True)]
+    where = (rows.model + "; " + rows.setup).str.removesuffix("; ")
+    named = rows.assign(column=[text.replace("_", " ") for text in head], row=where)
+    made = named.pivot_table(index="row", columns="column", values="value", aggfunc="first", sort=False)
+    notes = named.dropna(subset="note").groupby("row").note.agg(lambda own: "; ".join(dict.fromkeys(own)))
+    return made.assign(note=notes).fillna(NOTHING).rename_axis("published")
+
+
+def summary(found: Sequence[dict], metrics: Sequence[str]) -> pd.DataFrame:
+    """Records of several models and seeds as one row a model: the mean, ± the standard deviation over seeds, and n.
+
+    A metric that a model doesn't have is shown as –; the best mean of a column is bold, the teacher's left out of it.
+    """
+    own = {name: records.of(found, model=name) for name in MODELS}
+    own = {name: group for name, group in own.items() if group}
+    columns = [COLUMNS[name] for name in metrics if any(name in record["metrics"] for record in found)]
+    over_seeds = [Column(c.header, lambda name, c=c: cell(_values(own[name], c.value), c)) for c in columns]
+    table = build(own, [*over_seeds, Column("n", lambda name: len(own[name]), "{}")], MODELS.get, "model")
+    for column in columns:
+        means = {name: _values(group, column.value).mean() for name, group in own.items() if name != "teacher"}
+        rivals = {name: mean for name, mean in means.items() if mean == mean}
+        if column.best and len(set(rivals.values())) > 1:
+            best = MODELS[column.best(rivals, key=rivals.get)]
+            table.loc[best, column.header] = f"**{table.loc[best, column.header]}**"
+    return table
+
+
+def _values(found: Sequence[dict], metric: str) -> pd.Series:
+    return pd.Series([r["metrics"][metric] for r in found if metric in r["metrics"]], dtype=float)
+
+
+def cell(values: pd.Series, column: Column) -> str:
+    """`mean ± standard deviation` in the column's unit; no spread where n is 1 or nothing varies, – where n is 0."""
+    if values.empty:
+        return NOTHING
+    scaled = values * column.scale
+    text = column.form.format(scaled.mean())
+    return text if len(values) < 2 or scaled.std() == 0 else f"{text} ± {column.form.format(scaled.std())}"
+
+
+class Shown:
+    """A table with its caption, which Jupyter shows as HTML and readers of the file as Markdown."""
+
+    def __init__(self, table: pd.DataFrame, caption: str):
+        self.table, self.caption = table.reset_index(), caption.strip()
+
+    def _repr_markdown_(self) -> str:
+        if self.table.empty:
+            return MISSING
+        head = list(map(str, self.table.columns))
+        body = self.table.astype(str)
+        numeric = [body[name].str.fullmatch(r"[*+-]*[\d.,]+( ± [\d.,]+)?%?[*]*|–|").all() for name in body.columns]
+        lines = [head, ["---:" if right else "---" for right in numeric], *body.values.tolist()]
+        rows = "\n".join("| " + " | ".join(item.replace("|", "\\|") for item in line) + " |" for line in lines)
+        return f"{rows}\n\n*{self.caption}*"
+
+    def __repr__(self) -> str:
+        return f"{self.caption}\n{self.table.to_string(index=False)}"
+
+
+def show(space: records.Workspace, name: str, table: pd.DataFrame, caption: str) -> Shown:
+    """Keep a table as results/<profile>/tables/<name>.csv and .md, and return it for display.
+
+    `name` begins with the notebook's number; the caption says what is to be seen, on what it was measured, and n.
+    An empty table is not kept, and shown as what is missing.
+    """
+    shown = Shown(table, caption)
+    if table.empty:
+        return shown
+    plain = shown.table.map(lambda value: value.strip("*") if isinstance(value, str) else value)
+    records.write_whole(space.tables / f"{name}.csv", plain.to_csv(index=False))
+    records.write_whole(space.tables / f"{name}.md", shown._repr_markdown_() + "\n")
+    return shown
+
+
+def data_note(found: Sequence[dict]) -> str:
+    """What the records were measured on and with: data sets, whether they are complete, hardware, seeds, weights."""
+    sets: dict[str, dict[str, dict]] = {}
+    for source in (source for record in found for source in record["provenance"]["data"]):
+        rows = sets.setdefault(source["id"], {}).setdefault(source["config"], {})
+        for split, count in source["rows"].items():
+            official = (source.get("official_rows") or {}).get(split)
+            part = f", only a part of {official:,}" if source.get("partial") else ""
+            rows[source.get("capped", {}).get(split, f"{count:,} {split} rows") + part] = None  # once, in order
+    texts = [
+        f"{name}: " + "; ".join(f"{config} ({', '.join(rows)})" for config, rows in configs.items())
+        for name, configs in sets.items()
+    ]
+    machines = {describe_machine(record["provenance"], record.get("settings", {})) for record in found}
+    seeds = sorted({record["unit"]["seed"] for record in found if "seed" in record["unit"]})
+    drawn = f"Seeds: {', '.join(map(str, seeds))}. " if seeds else ""
+    random = any(m.get("weights") == "random" for record in found for m in record["provenance"]["models"])
+    warning = "Random weights: speed and size only, quality means nothing. " if random else ""
+    on = f"Data: {'. '.join(texts)}. " if texts else ""
+    return f"{warning}{on}{drawn}Run on {'; '.join(sorted(machines))}."
+
+
+def describe_machine(provenance: dict, settings: dict | None = None) -> str:
+    """Processor or GPU, threads and torch of one record; its settings may say which it was, and how many threads."""
+    settings = settings or {}
+    count = settings.get("threads") or provenance["threads"]
+    on_cpu = f"{provenance['cpu']}, {count} thread{'s' if count > 1 else ''}"
+    gpu = provenance["gpu"] if settings.get("device") != "cpu" else None
+    return f"{gpu['name'] if gpu else on_cpu}, torch {provenance['versions']['torch']}"
+
+
+OWNERS = {  # the notebook in which an experiment's records are made
+    **{"distillation": "01", "ablation": "01", "glue": "02", "imdb": "03", "squad": "04", "perplexity": "05"},
+    **{"quantization": "06", "pruning": "07", "edge": "09", "arm64": "09"},
+}
+
+
+def notebook_of(record: dict) -> str:
+    """The number of the notebook that a record was made in."""
+    experiment, unit = record["experiment"], record["unit"]
+    if experiment == "speed":
+        return {"padding": "02", "stages": "05", "scoring": "05"}.get(unit.get("comparison"), "08")
+    if experiment == "fullsize":
+        return "06" if unit["variant"] in variants.LABELS else "07"
+    return OWNERS[experiment]
+
+
+def source(function: Callable) -> Markdown:
+    """A function's code, to be read in a notebook."""
+    return Markdown(f"```python\n{inspect.getsource(function)}```")

@@ -1,0 +1,222 @@
+"""Compressed variants, of notebooks 06 and 07: what each costs in accuracy and buys in size, memory and time."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from ..compression import variants
+from ..compression.variants import BASE, INT8, MODEL, TASK
+from ..measure import metrics, records
+from ..measure.records import Evidence, of, unpack
+from . import comparison, tables
+from .tables import INTERVAL, Column, ends
+
+NEAR = 1.0  # points: what a variant may lose and still be advised
+HARDLY = 3.0  # points: no more than this above knowing nothing
+SCORE, SIZE = Column("score (%)", "score", "{:.1f}", 100), Column("size (MB)", "size_mb")
+TIMES = "latency_times_as_fast"  # as fp32, for one row
+OPTIONAL = ("… on the GPU (MB)", "cold start, of it imports (s)")  # columns that are left out where nothing is in them
+
+
+def label(record: dict) -> str:
+    """What the record's variant is called."""
+    return variants.label(record["unit"]["variant"])
+
+
+def frame(found: Sequence[dict]) -> pd.DataFrame:
+    """A row a record: its unit, its metrics, the label and the family of its variant, its score in percent."""
+    rows = [one["unit"] | one["metrics"] | {"rows": len(one["details"]["references"].split())} for one in found]
+    made = pd.DataFrame(rows)
+    if len(made):
+        # All latencies on one scale: fp32's in each task and model, by the ratio that was measured in one run.
+        base = made[made.variant == BASE].set_index(["task", "model"]).latency_p50_ms
+        own = pd.Series([base.get((row.task, row.model), np.nan) for row in made.itertuples()], made.index)
+        for end, by in (("", ""), ("_low", "_high"), ("_high", "_low")):
+            made[f"latency_ms{end}"] = own / made[f"{TIMES}{by}"]
+        made["label"] = made.variant.map(variants.label)
+        made["family"] = made.variant.map(variants.family)
+        made["score"] = 100 * made.score
+    return made
+
+
+def p_value(record: dict, reference: dict) -> float:
+    """Of the difference in score between a variant and fp32, by swapping their answers row by row."""
+    lines = [one["details"]["predictions"] for one in (record, reference)]
+    return comparison.p_value(record["unit"]["task"], *lines, record["details"]["references"])
+
+
+def _p(record: dict, reference: dict) -> str:
+    value = p_value(record, reference)
+    return "< 0.01" if value < 0.01 else f"{value:.2f}"
+
+
+def _points(record: dict, reference: dict) -> float:
+    return 100 * (record["metrics"]["score"] - reference["metrics"]["score"])
+
+
+def _latency(record: dict) -> tuple[float, ...]:
+    """In ms: the median, the 95th percentile, and fp32's median beside it."""
+    scores, raw = record["metrics"], record["details"]["seconds"]
+    reference = float(np.median(raw.get("latency", raw)["reference"]))
+    return scores["latency_p50_ms"], scores["latency_p95_ms"], 1e3 * reference
+
+
+LATENCY = Column("latency p50, p95; fp32's beside it (ms)", _latency, "{:.1f}, {:.1f}; {:.1f}")
+
+
+def table(found: Sequence[dict], task: str, model: str, missing: dict[str, str]) -> pd.DataFrame:
+    """A row a variant of one model on one task. `missing`: variants that can't be had here, with the reason."""
+    own = of(found, task=task, model=model)
+    base = next(iter(of(own, variant=BASE)), None)
+
+    def beside(value: Callable[[dict, dict], float | str]) -> Callable[[dict], float | str | None]:
+        return lambda record: None if base is None or record is base else value(record, base)
+
+    def cold_start(record: dict) -> tuple[float, float] | None:
+        scores = record["metrics"]
+        return (scores["cold_start_s"], scores["imports_s"]) if "imports_s" in scores else None
+
+    columns = [
+        SCORE,
+        Column("agrees with fp32 (%)", "agreement", "{:.1f}", 100),
+        Column("against fp32 (points)", beside(_points), "{:+z.1f}"),
+        Column("p", beside(_p)),
+        SIZE,
+        Column("weights in memory (MB)", "footprint_mb"),
+        Column("peak memory (MB)", "peak_memory_mb", "{:,.0f}"),
+        Column(OPTIONAL[0], "peak_gpu_memory_mb", "{:,.0f}"),
+        LATENCY,
+        Column("times as fast, one row", ends(TIMES), INTERVAL),
+        Column("rows/s, batch", "samples_per_s", "{:,.0f}"),
+        Column("times as fast, batch", ends("throughput_times_as_fast"), INTERVAL),
+        Column(OPTIONAL[1], cold_start, "{:.2f}, {:.2f}"),
+    ]
+    columns = [one for one in columns if one.header not in OPTIONAL or any(map(one.of, own))]
+    made = tables.build(own, columns, label, "variant")
+    for variant, reason in missing.items() if own else ():
+        made.loc[f"{variants.label(variant)} (– {reason})"] = tables.NOTHING
+    return made
+
+
+def full_size(found: Sequence[dict]) -> pd.DataFrame:
+    """A row a variant of DistilBERT's architecture: what it takes and how fast it is, whatever it knows."""
+    columns = [Column("parameters (million)", "parameters", "{:.1f}", 1e-6), SIZE, LATENCY]
+    columns += [Column("times as fast", ends(TIMES), INTERVAL), Column("runs", "runs", "{:.0f}")]
+    return tables.build(found, columns, label, "variant")
+
+
+def losses_table(found: Sequence[dict]) -> pd.DataFrame:
+    """A row a variant of the pretrained student: its held-out losses and its size."""
+    base = next((record["metrics"]["masked_lm_loss"] for record in of(found, variant=BASE)), np.nan)
+    columns = [tables.COLUMNS[name] for name in ("masked_lm_loss", "kl_to_teacher", "cosine_loss")]
+    change = Column("change of masked-LM loss (nats)", lambda r: r["metrics"]["masked_lm_loss"] - base, "{:+z.3f}")
+    return tables.build(found, [*columns, change, SIZE], label, "variant")
+
+
+def everything(found: Sequence[dict]) -> pd.DataFrame:
+    """A row a variant, for every task and model: score with its p-value, size, and speed for one row against fp32.
+
+    Below them, what always giving the commoner answer would score.
+    """
+    rows, lazy = {}, {}
+    for record in found:
+        unit, (base,) = record["unit"], of(found, **record["unit"] | {"variant": BASE})
+        name = f"{unit['task']}, {tables.MODELS[unit['model']]}"
+        p = "" if record is base else f" (p {_p(record, base)})"
+        row = rows.setdefault(label(record), {})
+        row |= {f"{name}: score (%)": SCORE.cell(record) + p, f"{name}: size (MB)": SIZE.cell(record)}
+        row[f"{name}: times as fast"] = f"{record['metrics'][TIMES]:.2f}"
+        lazy[f"{name}: score (%)"] = f"{_commoner(record):.1f}"
+    rows |= {"always the commoner answer": lazy} if found else {}
+    return pd.DataFrame(rows).T.fillna(tables.NOTHING).rename_axis("variant")
+
+
+def hardly_better(found: Sequence[dict]) -> str:
+    """On which tasks the whole model is so near to always giving the commoner answer that scores say little."""
+    says = []
+    for record in of(found, variant=BASE):
+        unit, score, lazy = record["unit"], 100 * record["metrics"]["score"], _commoner(record)
+        if score - lazy < HARDLY:
+            says.append(
+                f"- On {unit['task']} the {tables.MODELS[unit['model']]} in fp32 scores {score:.1f}, and the commoner "
+                f"answer, always given, {lazy:.1f}: there is little to lose, so a score there says little."
+            )
+    return "\n".join(says)
+
+
+def _commoner(record: dict) -> float:
+    """The score in percent of always giving the answer that is right most often."""
+    return 100 * metrics.by_guessing(record["unit"]["task"], unpack(record["details"]["references"]))
+
+
+def repeats(found: Sequence[dict]) -> pd.DataFrame:
+    """A row a model: how far ratios of speed are apart that were measured twice, the same shapes on two tasks."""
+    rows = frame(found)
+    if not len(rows) or rows.task.nunique() < 2:
+        return pd.DataFrame()
+    ratios = rows.pivot_table(index=["model", "variant"], columns="task", values=TIMES).dropna()
+    apart = (100 * (ratios.max(axis=1) / ratios.min(axis=1) - 1)).groupby("model")
+    made = {"variants": apart.size(), "median (%)": apart.median().round(1), "at most (%)": apart.max().round(1)}
+    return pd.DataFrame(made).rename(index=tables.MODELS).rename_axis("apart")
+
+
+def instructions(found: Sequence[dict]) -> str:
+    """The processor's instructions that speeds in few bits hang on, as the records have them."""
+    every = [set(record["provenance"]["cpu_flags"]) for record in found]
+    flags = [flag for flag in records.TELLING if any(flag in own for own in every)]
+    return f"Of its instructions, these matter here: {', '.join(flags) or 'none'}. " if every else ""
+
+
+def in_words(found: Sequence[dict], task: str, model: str) -> str:
+    """Which variants are worth it, in sentences that follow the numbers whichever way they fall."""
+    by_name = {record["unit"]["variant"]: record for record in of(found, task=task, model=model)}
+    if not by_name.keys() > {BASE}:
+        return ""
+    base, batch, says = by_name.pop(BASE), "throughput_times_as_fast", []
+    whole, rest = base["metrics"], frame(list(by_name.values()))
+    rest["points"] = rest.score - 100 * whole["score"]
+    best = {metric: rest.loc[rest[metric].idxmax()] for metric in (TIMES, batch)}
+    smallest = rest.loc[rest.size_mb.idxmin()]
+    for what, row, gain in (
+        ("fastest for one row", best[TIMES], f"{best[TIMES][TIMES]:.1f} times as fast as fp32"),
+        ("fastest for a batch", best[batch], f"{best[batch][batch]:.1f} times as fast as fp32"),
+        ("smallest", smallest, f"{smallest.size_mb:.1f} MB, where fp32 has {whole['size_mb']:.1f}"),
+    ):
+        p = _p(by_name[row.variant], base)
+        says.append(f"- The {what}: {row.label}, {gain}, {row.points:+z.1f} points (p {p}).")
+    peaks = rest.dropna(subset="peak_memory_mb") if "peak_memory_mb" in rest else rest[:0]
+    if len(peaks) > 1:
+        least, most = (peaks.loc[at(peaks.peak_memory_mb)] for at in (pd.Series.idxmin, pd.Series.idxmax))
+        says.append(
+            f"- Peak memory runs from {least.peak_memory_mb:.0f} MB ({least.label}) to {most.peak_memory_mb:.0f} MB "
+            f"({most.label}); fp32 has {whole['peak_memory_mb']:.0f}."
+        )
+    slow = rest[rest[f"{TIMES}_high"] < 1]
+    says += [f"- Slower than fp32 for one row: {'; '.join(slow.label)}."] if len(slow) else []
+    clear = metrics.holm({name: p_value(record, base) for name, record in by_name.items()})
+    listed = "; ".join(f"{row.label} ({row.points:+z.1f})" for row in rest.itertuples() if row.variant in clear)
+    says.append(f"- Scores clearly other than fp32's (Holm, {len(rest)} comparisons): {listed or 'none'}.")
+    level = rest[rest.points > -NEAR - 1e-9]
+    if len(level):
+        fastest = dict.fromkeys(level.label[level[metric].idxmax()] for metric in (TIMES, batch))
+        says.append(
+            f"- **To choose by**, among those that lose no more than {NEAR:g} point: the smallest is "
+            f"{level.label[level.size_mb.idxmin()]}; the fastest, for one row and for a batch, "
+            f"{' and '.join(fastest)}; the one that gives fp32's answer most often "
+            f"{level.label[level.agreement.idxmax()]} ({100 * level.agreement.max():.1f}%)."
+        )
+    return "\n".join(says)
+
+
+def points(evidence: Evidence) -> pd.DataFrame:
+    """A row a variant of the student on SST-2, of 06 and 07, as `frame` gives them; what both have, once.
+
+    `trained`: whether it was trained again.
+    """
+    both = [of(evidence(name), task=TASK, model=MODEL, device=None) for name in ("quantization", "pruning")]
+    found = pd.concat([frame(one).assign(trained=number > 0) for number, one in enumerate(both)])
+    if not len(found):
+        return found
+    found.loc[found.variant == BASE, "trained"] = False
+    return found[found.variant != f"{BASE}_{INT8}"].drop_duplicates("variant", ignore_index=True)

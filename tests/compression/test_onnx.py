@@ -1,0 +1,155 @@
+"""What is exported gives PyTorch's answers at any batch size and length; int8 is near and small."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertForMaskedLM,
+    DistilBertForSequenceClassification,
+)
+
+from helpers import InputError
+from helpers.compression import onnx, pruning, runtimes, variants
+from helpers.measure import records, timing
+from helpers.models import checkpoints, distillation
+
+
+def make(kind: str):
+    torch.manual_seed(0)
+    shape = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512}
+    config = BertConfig(vocab_size=2000, num_labels=3, max_position_embeddings=64, **shape)
+    distilled = distillation.configuration(config, 2)
+    distilled.num_labels = 3
+    model = {
+        "bert": lambda: BertForSequenceClassification(config),
+        "distilbert": lambda: DistilBertForSequenceClassification(distilled),
+        "masked_lm": lambda: DistilBertForMaskedLM(distilled),
+    }[kind]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def inputs(batch: int, length: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(batch * length)
+    mask = np.ones((batch, length), dtype=np.int64)
+    mask[0, length // 2 :] = 0  # padding
+    types = np.zeros((batch, length), dtype=np.int64)
+    types[:, length // 3 :] = 1
+    return {"input_ids": random.integers(5, 2000, (batch, length)), "attention_mask": mask, "token_type_ids": types}
+
+
+def answer(model, given) -> np.ndarray:
+    names = ("input_ids", "attention_mask") + (("token_type_ids",) if model.config.model_type == "bert" else ())
+    with torch.no_grad():
+        return model(**{name: torch.from_numpy(given[name]) for name in names}).logits.numpy()
+
+
+def test_an_exported_language_model_gives_its_hidden_states_too(tmp_path):
+    """In the place of a PyTorch one: at the chosen tokens its logits, and all of its last hidden states."""
+    model, given = make("masked_lm"), {name: torch.from_numpy(values) for name, values in inputs(3, 21).items()}
+    del given["token_type_ids"]
+    onnx.export(model, tmp_path, tmp_path / "both", hidden=True)
+    chosen = torch.rand(3, 21, generator=torch.Generator().manual_seed(0)) < 0.3
+    with torch.no_grad():
+        hidden, logits = checkpoints.predict(model, given, chosen)
+    ours = checkpoints.predict(onnx.MaskedLM(tmp_path / "both", threads=1), given, chosen)
+    for one, other in zip(ours, (hidden, logits), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+    assert len(logits) == chosen.sum() and hidden.shape == (3, 21, 128)
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "masked_lm"])
+def test_what_is_exported_gives_the_same_answers(kind, tmp_path, capfd, page):
+    model, (weights,) = make(kind), page("09_edge", "weights")
+    if kind == "distilbert":  # one that has been cut, too
+        pruning.cut(model, pruning.choose(pruning.magnitude(model), 0.5))
+    onnx.export(model, tmp_path, tmp_path / "fp32")
+    onnx.mobile(tmp_path / "fp32", tmp_path / "ort")
+    assert not capfd.readouterr().err, "an export says nothing"
+    assert {path.name for path in (tmp_path / "ort").iterdir()} == {"model.ort", "variant.json"}
+    for folder in ("fp32", "ort"):
+        run = runtimes.load(tmp_path / folder, threads=1)
+        for shape in ((1, 3), (2, 16), (5, 33)):
+            np.testing.assert_allclose(run(inputs(*shape)), answer(model, inputs(*shape)), atol=1e-4)
+    onnx.quantize(tmp_path / "fp32", tmp_path / "int8")
+    onnx.quantize(tmp_path / "fp32", tmp_path / "small", embeddings=True)
+    for folder in ("int8", "small"):
+        found, full = runtimes.load(tmp_path / folder, threads=1)(inputs(5, 33)), answer(model, inputs(5, 33))
+        assert 1e-6 < np.abs(found - full).mean() < 0.1 * full.std(), folder
+    matrices = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
+    embedded = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
+    sizes = {folder: 1e6 * timing.size_mb(tmp_path / folder) for folder in ("fp32", "int8", "small")}
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    eight = [one for one in weights(onnx.only(tmp_path / "int8")) if one[2] == "int8" and len(one[1]) == 2]
+    assert len(eight) == len(linear), "every matrix, and that of a head which shares the embeddings' table"
+    if kind != "masked_lm":  # there, the head is the embeddings' twin
+        assert sizes["fp32"] - sizes["int8"] == pytest.approx(3 * matrices, rel=0.1)
+        assert sizes["int8"] - sizes["small"] == pytest.approx(3 * embedded, rel=0.1)
+    assert sizes["small"] < (0.5 if kind == "masked_lm" else 0.4) * sizes["fp32"]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], "nothing half-made is left"
+
+
+@pytest.mark.parametrize(
+    ("flags", "reduced"),
+    [(["avx2", "avx512_vnni"], False), (["avx2", "avx_vnni"], False), (["avx2"], True), (["asimd"], False)],
+)
+def test_seven_bits_where_eight_overflow(flags, reduced, monkeypatch):
+    monkeypatch.setattr(records, "cpu", lambda: {"flags": flags, "model": "a cpu"})
+    assert onnx.needs_reduced_range() is reduced
+
+
+@pytest.mark.parametrize(("flags", "largest"), [(["avx2", "avx512_vnni"], 127), (["avx2"], 64)])
+def test_eight_bits_have_a_scale_for_each_output_channel(flags, largest, tmp_path, monkeypatch):
+    """What is stored, read back: so many scales as columns, and seven bits where eight would overflow."""
+    import onnx as library
+
+    monkeypatch.setattr(records, "cpu", lambda: {"flags": flags, "model": "a cpu"})
+    onnx.export(make("distilbert"), tmp_path, tmp_path / "fp32")
+    onnx.quantize(tmp_path / "fp32", tmp_path / "int8")
+    stored = {
+        one.name: library.numpy_helper.to_array(one)
+        for one in library.load(tmp_path / "int8/model.onnx").graph.initializer
+    }
+    eight = {name: values for name, values in stored.items() if values.dtype == np.int8 and values.ndim == 2}
+    assert len(eight) == 2 * 6 + 2, "the matrices of two layers, and of the head"
+    for name, values in eight.items():
+        assert stored[name.replace("_quantized", "_scale")].shape == values.shape[1:], name
+        assert np.abs(values).max() == pytest.approx(largest, abs=1), name
+
+
+def test_bad_input_is_refused_in_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"expected one exported model \(\*.onnx\), found 0: export it first"):
+        onnx.quantize(tmp_path, tmp_path / "int8")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "model.onnx").write_bytes(b"half of a model")
+    with pytest.raises(InputError, match="model.onnx: ONNX Runtime cannot load it: "):
+        runtimes.load(broken, threads=1)
+    (broken / "variant.json").write_text('{"variant": "onnx_fp32"}')
+    with pytest.raises(InputError, match="could not be made: "):
+        onnx.mobile(broken, tmp_path / "ort")
+    assert not (tmp_path / "ort").exists()
+
+
+def test_calibrated_int8_is_near_and_small(tmp_path, monkeypatch):
+    monkeypatch.setattr(variants.importlib.util, "find_spec", lambda name: None if name == "nncf" else object())
+    eight = variants.parse("openvino_int8")
+    assert variants.why_not(eight) == "nncf not installed: an optional extra: pip install openvino nncf"
+    monkeypatch.undo()
+    for name in variants.OPENVINO:
+        if reason := variants.why_not(eight):
+            pytest.skip(reason)
+        model = make("distilbert")
+        onnx.export(model, tmp_path, tmp_path / "fp32")
+        given = inputs(8, 16)
+        given["attention_mask"][:] = 1
+        rows = [{part: values[row] for part, values in given.items()} for row in range(8)]
+        onnx.calibrate(tmp_path / "fp32", tmp_path / name, rows)
+        run, full = runtimes.load(tmp_path / name, threads=1), answer(model, given)
+        apart = np.abs(run(given) - full).max()
+        assert 1e-4 < apart < 0.3 * full.std() and run(inputs(3, 7)).shape == (3, 3)
+        assert timing.size_mb(tmp_path / name) < 0.35 * timing.size_mb(tmp_path / "fp32")

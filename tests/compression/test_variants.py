@@ -1,0 +1,85 @@
+"""Variants: their names, labels, families and packages, and the one way to make them."""
+
+import pytest
+import torch
+from transformers import DistilBertConfig, DistilBertForSequenceClassification
+
+from helpers import InputError
+from helpers.compression import pruning, quantization, runtimes, variants
+from helpers.compression.variants import Variant
+from helpers.report import figures
+
+
+def test_names_have_parts_and_labels():
+    how = variants.parse("taylor_50_recovered_int8")
+    assert how == ("taylor", 50, True, "int8") and how.name == "taylor_50_recovered_int8"
+    assert how.plain == ("taylor", 50, True, "fp32")
+    assert variants.parse("layers_2") == ("layers", 2, False, "fp32")
+    assert variants.parse("bnb_nf4") == ("", 0, False, "bnb_nf4")
+    assert variants.label("weights_90_recovered") == "90% of weights zero, recovered"
+    assert variants.label("layers_1_int8") == "layers left: 1, int8"
+    whole = variants.parse("fp32_recovered_int8")
+    assert whole == ("", 0, True, "int8") and whole.name == "fp32_recovered_int8"
+    assert variants.label("fp32") == "fp32" and variants.label(whole.name) == "whole model, recovered, int8"
+    for name in ("fp32_50", "taylor", "sawn_50", "taylor_half", "taylor_50_int8_recovered", "taylor_50_fast", ""):
+        with pytest.raises(InputError, match="unknown variant"):
+            variants.parse(name)
+
+
+@pytest.mark.parametrize("name", [*variants.LABELS, "fp32_int8", "fp32_recovered", "masked_50", "layers_2_recovered"])
+def test_a_name_is_the_variant_written_out(name):
+    assert variants.parse(name).name == name
+
+
+def test_every_variant_of_pytorch_can_be_saved():
+    assert tuple(variants.TORCH) == quantization.BITS
+
+
+def test_every_variant_has_a_family_with_a_colour():
+    cut = ("weights_50", "masked_50", "taylor_50", "random_30_recovered", "layers_2", "taylor_50_recovered_int8")
+    assert {variants.family(name) for name in (*variants.LABELS, *cut)} == set(figures.TECHNIQUES)
+    assert variants.family("fp32_int8") == variants.family("onnx_int8") != variants.family("fp32_recovered")
+
+
+class Own(variants.Source):
+    """Anybody's model, here a small DistilBERT; training it again adds one to its last bias."""
+
+    @property
+    def whole(self):
+        if not (self.root / "whole").is_dir():
+            torch.manual_seed(0)
+            config = DistilBertConfig(dim=32, hidden_dim=64, n_layers=2, n_heads=4, vocab_size=50)
+            DistilBertForSequenceClassification(config).save_pretrained(self.root / "whole")
+        return self.root / "whole"
+
+    @property
+    def taylor(self):
+        return pruning.magnitude(quantization.load(self.whole, "cpu"))
+
+    def recover(self, variant, pruned):
+        model = quantization.load(pruned, "cpu")
+        model.classifier.bias.data += 1
+        return model
+
+
+def test_a_variant_is_made_from_those_that_it_builds_on(tmp_path, monkeypatch):
+    """Half of the heads go, then it is trained again, then in 8 bits; what came before is kept, and made once."""
+    of, asked = Own(tmp_path), variants.parse("taylor_50_recovered_int8")
+    run = runtimes.load(of.folder(asked), threads=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "taylor_50", "taylor_50_recovered", asked.name}
+    again = quantization.load(of.folder(asked.plain), "cpu")
+    assert [len(heads) for heads in again.kept.heads] != [4, 4] and sum(map(len, again.kept.heads)) == 4
+    row = runtimes.unpadded(torch.arange(5, 21)[None].numpy())
+    with torch.no_grad():
+        expected = again(input_ids=torch.from_numpy(row["input_ids"])).logits.numpy()
+    assert abs(run(row) - expected).max() < 0.05 and expected.min() > 0.5
+    monkeypatch.setattr(variants, "make", lambda *_: pytest.fail("made twice"))
+    assert of.folder(asked).is_dir() and of.folder(Variant()) == tmp_path / "whole"
+
+
+def test_what_is_there_is_made_again_once_where_that_is_wanted(tmp_path):
+    folder = Own(tmp_path).folder(Variant("layers", 1))
+    first = folder.stat().st_ctime_ns
+    of = Own(tmp_path, fresh=True)
+    second = of.folder(Variant("layers", 1)).stat().st_ctime_ns
+    assert first < second == of.folder(Variant("layers", 1)).stat().st_ctime_ns

@@ -1,0 +1,122 @@
+"""Comparisons: intervals and tests whose answers are known, and grids with holes."""
+
+import numpy as np
+import pytest
+
+from helpers.experiments import glue
+from helpers.measure import metrics
+from helpers.measure.records import pack
+from helpers.report import comparison, tables
+
+
+def record(task: str, model: str, seed: int, right: float, rows: int = 400) -> dict:
+    """A made-up cell: a task of two classes, of whose rows a share is right."""
+    random = np.random.default_rng([len(model), seed, sum(map(ord, task))])
+    truth = np.arange(rows) % 2
+    guesses = np.where(random.random(rows) < right, truth, 1 - truth)
+    found = glue.GlueMetric(task).compute(predictions=guesses, references=truth)
+    details = {"predictions": pack(guesses), "references": pack(truth)}
+    unit = {"task": task, "model": model, "seed": seed}
+    return {"unit": unit, "metrics": found | {"score": metrics.task_score(task, found)}, "details": details}
+
+
+@pytest.fixture(scope="module")
+def grid() -> list[dict]:
+    shares = {"teacher": 0.9, "student": 0.8, "twin": 0.8}
+    return [
+        record(task, model, seed, share + 0.02 * (task == "rte"))
+        for task in ("sst2", "rte", "wnli")
+        for model, share in shares.items()
+        for seed in (0, 1, 2)
+    ]
+
+
+def test_scores_are_medians_and_their_mean(grid):
+    graded = comparison.Comparison(grid, replicates=50)
+    own = [r["metrics"]["score"] for r in grid if r["unit"]["task"] == "sst2" and r["unit"]["model"] == "student"]
+    assert graded.score("sst2", "student") == np.median(own) and graded.tasks == ["sst2", "rte", "wnli"]
+    parts = [graded.score(task, "student") for task in graded.tasks]
+    assert graded.score(comparison.MACRO, "student") == pytest.approx(np.mean(parts))
+    assert graded.score(comparison.WITHOUT_WNLI, "student") == pytest.approx(np.mean(parts[:2]))
+
+
+def test_retention_and_its_interval(grid):
+    graded = comparison.Comparison(grid, replicates=300)
+    kept, low, high = graded.retention(comparison.MACRO, "student")
+    assert kept == pytest.approx(graded.score(comparison.MACRO, "student") / graded.score(comparison.MACRO, "teacher"))
+    assert low < kept < high and low < 0.89 < high and high - low < 0.12
+    single = graded.retention("sst2", "student")
+    assert single[2] - single[1] > high - low, "one task is less sure than three"
+    points, low, high = graded.difference("sst2", "teacher")
+    assert 0 < low < points < high
+
+
+def test_a_teacher_at_zero_gives_no_ratio():
+    found = [record("cola", model, seed, 0.5) for model in ("teacher", "student") for seed in (0, 1)]
+    assert comparison.Comparison(found, replicates=100).retention("cola", "student") is None
+
+
+def test_gaps_that_are_real_and_gaps_that_are_not(grid):
+    graded = comparison.Comparison(grid, replicates=300)
+    ahead, p = graded.gap("sst2", "student", "teacher")
+    assert ahead < -0.03 and p < 0.02
+    assert graded.gap("sst2", "student", "twin")[1] > 0.05
+    assert graded.gap("sst2", "student", "student") == (0.0, 1.0)
+
+
+def test_p_values_of_equal_models_are_uniform():
+    """Under the null hypothesis, one in ten p-values is below a tenth."""
+    random, below = np.random.default_rng(0), 0
+    for number in range(200):
+        truth = random.integers(2, size=60)
+        runs = [np.where(random.random((1, 60)) < 0.7, truth, 1 - truth) for _ in range(2)]
+        below += metrics.permutation_test(*runs, truth, comparison.share_equal, rounds=60, seed=number) <= 0.1
+    assert 4 <= below <= 34, below
+
+
+def test_the_bootstrap_spreads_as_the_binomial_does():
+    random = np.random.default_rng(1)
+    right = (random.random((1, 500)) < 0.8).astype(float)
+    drawn = metrics.resample({"m": right}, np.zeros(500), comparison.share_right, 2000, random)["m"]
+    assert drawn.std() == pytest.approx(np.sqrt(right.mean() * (1 - right.mean()) / 500), rel=0.08)
+    low, high = metrics.interval(drawn)
+    assert low < right.mean() < high
+
+
+def test_holes_in_the_grid_are_left_out(grid):
+    without = [r for r in grid if not (r["unit"]["model"] == "twin" and r["unit"]["task"] == "rte")]
+    assert comparison.Comparison(without).models == ["teacher", "student"]
+    fewer = [r for r in grid if r["unit"] != {"task": "rte", "model": "student", "seed": 1}]
+    graded = comparison.Comparison(fewer)
+    assert graded.models == ["teacher", "student", "twin"] and len(graded.seeds("sst2", "teacher")) == 2
+    assert comparison.Comparison([]).models == []
+
+
+def test_published_scores_are_those_of_table_1():
+    assert comparison.published("BERT-base", "cola", []) == 56.3
+    nine = list(metrics.GLUE)
+    assert comparison.published("DistilBERT", comparison.MACRO, nine) == pytest.approx(77.0, abs=0.05)
+
+
+def test_scores_stand_beside_each_other_and_as_shares_of_the_teachers():
+    truth, runs = (
+        np.zeros(4),
+        {"teacher": np.array([[1.0, 1.0, 1.0, 0.0]]), "student": np.array([[1.0, 0.0, 0.0, 0.5]])},
+    )
+    table = comparison.beside(runs, truth, comparison.share_right, "F1 (%)", ["teacher"], replicates=50)
+    assert table.loc["student", "F1 (%)"].startswith("37.5 (") and list(table[comparison.KEPT]) == ["100.0", "50.0"]
+    assert table.loc["student", "ahead of the teacher (points)"].startswith("-37.5 (p = ")
+    for model in (runs | {"teacher": np.zeros((1, 4))}, {"student": runs["student"]}):  # knows nothing; isn't there
+        table = comparison.beside(model, truth, comparison.share_right, "F1 (%)", [], replicates=50)
+        assert set(table[comparison.KEPT]) == {tables.NOTHING}
+
+
+def test_published_numbers_stand_beside_each_other_as_printed():
+    study = tables.published_beside("reproducibility-extension-challenge", "edge", "^baseline|^int8")
+    assert list(study.index) == ["baseline; CPU", "int8 dynamic; CPU"]
+    assert study.loc["int8 dynamic; CPU", "model size (MiB)"] == "154.77"
+    assert study.loc["int8 dynamic; CPU", "peak memory (MB)"] == "4.05"
+    project = tables.published_beside("msc-compression", "findings", ", 0%")
+    assert len(project) == 7 and project.loc["DistilBERT 4-bit, 0% structured pruning; T4", "latency (s)"] == "0.027"
+    both = tables.published_beside("wikitext-gsm8k-benchmark", "takeaways", "8-bit|fine")
+    assert (both == tables.NOTHING).to_numpy().any(), "what one has and the other has not"

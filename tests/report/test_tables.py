@@ -1,0 +1,25 @@
+"""What tables say of records: where they were made, and on what."""
+
+from helpers import profiles
+from helpers.measure import records
+from helpers.report import tables
+
+
+def test_every_committed_record_belongs_to_a_notebook():
+    space = records.Workspace(profiles.load("laptop"))
+    found = {tables.notebook_of(records.read_record(path)) for path in space.records.rglob("*.json")}
+    assert found == {f"0{number}" for number in range(1, 10)}
+
+
+def test_the_processor_is_named_where_a_gpu_stands_idle():
+    origin = {"cpu": "Xeon", "threads": 8, "gpu": {"name": "Tesla T4"}, "versions": {"torch": "2.11"}}
+    assert tables.describe_machine(origin) == "Tesla T4, torch 2.11"
+    assert tables.describe_machine(origin, {"device": "cpu", "threads": 1}) == "Xeon, 1 thread, torch 2.11"
+
+
+def test_a_note_names_both_ways_in_which_a_data_set_is_used():
+    sources = [
+        {"id": "gsm8k", "config": "main", "rows": {"test": 100}, "capped": {"test": f"{n} blocks"}} for n in (4, 9)
+    ]
+    origin = {"cpu": "a cpu", "gpu": None, "threads": 2, "versions": {"torch": "2"}, "models": [], "data": sources}
+    assert "main (4 blocks, 9 blocks)" in tables.data_note([{"provenance": origin, "unit": {}}])

@@ -1,0 +1,243 @@
+"""The series, headless: papermill over the notebooks, in order or side by side, and what each made."""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import nbformat
+import papermill
+import psutil
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+from tqdm import tqdm
+
+from helpers import REPOSITORY, ROOT, InputError, profiles
+from helpers.measure import records
+from helpers.measure.records import Workspace
+
+from . import html, notebooks
+from .notebooks import Notebook
+
+ADDED_CELLS = {"injected-parameters", "papermill-error-cell-tag"}  # tags of cells that papermill puts in
+METER = "{percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} notebooks, {elapsed} so far{postfix}"
+
+
+@dataclass
+class Runner:
+    """Executes notebooks into a workspace, and says what each made."""
+
+    workspace: Workspace
+    profile: profiles.Profile
+    parameters: dict[str, Any]  # each notebook gets those that it has, and the runner's own
+    jobs: int  # how many run side by side; each then has its share of the threads, unless it times things
+
+    def execute(self, notebook: Notebook) -> tuple[bool, str]:
+        """Run one notebook; whether it went well, and what there is to say about it."""
+        copy, limit = self.workspace.notebooks / notebook.path.name, self.profile.cell_timeout_minutes
+        source, target = (os.path.relpath(path, ROOT) for path in (notebook.path, copy))
+        options = {"kernel_name": "python3", "language": "python", "cwd": ROOT, "execution_timeout": int(limit * 60)}
+        options["extra_arguments"] = ["--log-level=50"]  # what the kernel itself logs is of no use here
+        options["progress_bar"] = {"desc": notebook.name, "leave": False} if sys.stderr.isatty() else False
+        start, problem = time.time(), None
+        try:
+            papermill.execute_notebook(source, target, self.given(notebook), **options)
+        except PapermillExecutionError as error:
+            problem = f"{error.ename}: {error.evalue}"
+        except CellTimeoutError:
+            problem = f"timeout: the cell took longer than cell_timeout_minutes = {limit} allows"
+        except DeadKernelError:
+            problem = "the kernel died: killed, out of memory, or crashed"
+        except OSError:  # a full disk is not this notebook's trouble alone
+            raise
+        except Exception as error:  # a kernel that doesn't start, say
+            problem = f"{type(error).__name__}: {error}"
+        lines = [f"{notebook.name}  {'failed after' if problem else 'done in'} {time.time() - start:.0f} s"]
+        if problem is None:
+            lines[0] += self._made(notebook, start)
+        else:
+            lines += [" ".join(problem.split()), f"executed so far: {target}"]
+        if copy.exists():
+            lines[1:1] = [failing_cell(copy)] if problem else []
+            html.tidy(copy)
+        return problem is None, "\n    ".join(lines)
+
+    def given(self, notebook: Notebook) -> dict[str, Any]:
+        """The parameters that a notebook gets."""
+        known = notebook.parameters | set(notebooks.SET_BY_RUNNER)
+        found = {name: value for name, value in self.parameters.items() if name in known}
+        if self.jobs > 1 and not notebook.times:
+            share = max(1, (self.profile.threads or os.cpu_count()) // self.jobs)
+            found["overrides"] = {"threads": share} | found["overrides"]
+        return found
+
+    def _made(self, notebook: Notebook, since: float) -> str:
+        """How many of its experiments' records, and of its number's tables and figures, have been written since."""
+        space, number = self.workspace, f"{notebook.number}_*"
+        places = {"record": [(space.records / name, "*.json") for name in notebook.experiments]}
+        places |= {"table": [(space.tables, number)], "figure": [(space.figures, number)]}
+        counts = {}
+        for kind, own in places.items():
+            found = (path for folder, names in own for path in folder.glob(names) if path.stat().st_mtime >= since)
+            counts[kind] = len({path.with_suffix("") for path in found})
+        parts = ["nothing measured again"] if notebook.experiments and not counts["record"] else []
+        parts += [f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in counts.items() if count]
+        return f": {', '.join(parts)}" if parts else ""
+
+
+def failing_cell(copy: Path) -> str:
+    """The cell where an executed notebook stopped: its index in the source, its prompt and its first line."""
+    cells = nbformat.read(copy, as_version=4).cells
+    cells = [cell for cell in cells if not ADDED_CELLS & set(cell.metadata.get("tags", []))]
+    failed = [i for i, cell in enumerate(cells) if any(o.output_type == "error" for o in cell.get("outputs", []))]
+    started = [i for i, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time")]
+    index = (failed or started[-1:] or [0])[0]
+    prompt = cells[index].get("execution_count") or "*"
+    return f"cell {index}, In [{prompt}]: {cells[index].source.strip().partition(chr(10))[0]}"
+
+
+def run_all(chosen: list[Notebook], execute: Callable[[Notebook], tuple[bool, str]], jobs: int) -> list[str]:
+    """Run the notebooks in order, up to `jobs` side by side; the names of those that failed or were skipped.
+
+    One that times things runs alone. What doesn't need a failed notebook is run all the same; what comes `after` others
+    waits for them, however they end.
+    """
+    pending, running, finished, lost = list(chosen), {}, set(), set()
+    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(chosen), bar_format=METER, disable=None) as bar:
+        while True:
+            for notebook in list(pending):
+                needed, awaited = (
+                    {one.name for one in chosen if {one.number, one.name} & others}
+                    for others in (notebook.needs, notebook.after)
+                )
+                alone = notebook.times or any(one.times for one in running.values())
+                if needed & lost:
+                    tqdm.write(f"{notebook.name}  skipped: it needs {', '.join(sorted(needed & lost))}", sys.stderr)
+                    lost.add(notebook.name)
+                    pending.remove(notebook)
+                elif not (needed <= finished and awaited <= finished | lost):
+                    continue
+                elif not running or (len(running) < jobs and not alone):
+                    running[pool.submit(execute, notebook)] = notebook
+                    pending.remove(notebook)
+            bar.n, now = len(finished | lost), ", ".join(notebook.name for notebook in running.values())
+            bar.set_postfix_str(now)
+            if bar.disable:  # a log has no line to draw over: a new one for each notebook
+                print(f"{bar.n}/{len(chosen)} notebooks{now and ', now ' + now}", file=sys.stderr, flush=True)
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                well, line = future.result()
+                (finished if well else lost).add(running.pop(future).name)
+                tqdm.write(line, file=sys.stdout if well else sys.stderr)
+    return [notebook.name for notebook in chosen if notebook.name in lost]
+
+
+def stop(signum: int, _frame: Any) -> NoReturn:
+    """On Ctrl-C or SIGTERM: end the kernels, which live in sessions of their own, and leave at once."""
+    for process in psutil.Process().children(recursive=True):
+        process.kill()
+    os.write(2, b"\nstopped, and the kernels with it; run again to take up from here\n")
+    os._exit(128 + signum)
+
+
+def download(profile: profiles.Profile) -> None:
+    """Fetch every model and data set of the profile, for a machine without network.
+
+    Raises:
+        InputError, OSError: one cannot be had.
+    """
+    from helpers.data import hub  # slow to import, and only needed here
+    from helpers.models import checkpoints
+
+    try:
+        print(*hub.download(profile), *checkpoints.download(profile), sep="\n")
+    except (InputError, OSError):
+        raise
+    except Exception as error:  # the Hub's clients raise errors of many families
+        raise OSError(f"download failed: {' '.join(str(error).split())}") from error
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check all that was asked for, then run it; the exit code."""
+    if options.fill or options.repository:
+        from . import readme  # slow to import, and only needed here
+
+        moved = notebooks.move(options.repository) if options.repository else []
+        stale = readme.fill(options.check, options.repository or REPOSITORY)
+        says = [*moved, *(f"{'stale' if options.check else 'filled in'}: README, {name}" for name in stale)]
+        print("\n".join(says) or "nothing is stale")
+        return 1 if stale and options.check else 0
+    if options.jobs < 1:
+        raise InputError(f"--jobs {options.jobs}: expected 1 or more")
+    if options.unpack:
+        print(", ".join(f"{kind}: {count}" for kind, count in records.restore(Path(options.unpack)).items()))
+        return 0
+    chosen = notebooks.select(options.only)
+    overrides, parameters = notebooks.sort_settings(options.set, chosen)
+    profile = profiles.load(options.profile, overrides)
+    if profile.hub == "miniworld":
+        os.environ["HF_HUB_OFFLINE"] = "1"  # the kernels inherit it; without, each failed call takes 23 s
+    if options.download:
+        download(profile)
+        return 0
+    workspace = Workspace(profile, parameters.get("store"))
+    if options.pack:
+        print(os.path.relpath(records.archive(workspace), ROOT))
+        return 0
+    if profile.device == "cuda":
+        from helpers.measure import machine  # slow to import, and only asked whether there is one
+
+        machine.device(profile)
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # not another kernel called python3, of the user's own
+    os.chdir(ROOT)
+    if sys.platform == "linux":
+        notebooks.keep_warm(set().union(*(notebook.imports for notebook in chosen)))
+    workspace.notebooks.mkdir(parents=True, exist_ok=True)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    parameters |= {"profile": profile.name, "overrides": overrides} | ({"fresh": True} if options.fresh else {})
+    lost = run_all(chosen, Runner(workspace, profile, parameters, options.jobs).execute, options.jobs)
+    print(f"to read: {os.path.relpath(html.write_pages(workspace), ROOT)}")
+    if lost:
+        print(f"error: not finished: {', '.join(lost)} ({len(lost)} of {len(chosen)})", file=sys.stderr)
+    return 1 if lost else 0
+
+
+def main() -> int:
+    """The command; exit code 0: all went well, 1: something failed, 2: what was asked for makes no sense."""
+    parser = argparse.ArgumentParser("run_all.sh", description="Run the series headless.", allow_abbrev=False)
+    parser.error = lambda message: parser.exit(2, f"error: {message}\n")
+    add = parser.add_argument
+    add("--profile", default="mini", metavar="NAME", help=f"{', '.join(profiles.NAMES)}; the default is mini")
+    add("--only", metavar="02,05", help="run these notebooks, by number or name")
+    text = "a value of the profile (distillation.training.steps=100) or a notebook's parameter (store=PATH)"
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
+    add("--jobs", type=int, default=1, metavar="N", help="run up to N notebooks side by side")
+    add("--fresh", action="store_true", help="measure again what has a record")
+    add("--download", action="store_true", help="only fetch the profile's models and data sets")
+    add("--pack", action="store_true", help="only put the profile's records into one file, to be taken elsewhere")
+    add("--unpack", metavar="FILE", help="only bring in records that were packed elsewhere, as in Colab")
+    add("--fill", action="store_true", help="only fill in what README says of committed records")
+    add("--repository", metavar="OWNER/NAME", help="only write this address on GitHub into all badges and links")
+    add("--check", action="store_true", help="with --fill: change nothing, and fail if something is stale")
+    sys.stdout.reconfigure(line_buffering=True)  # so that in a log, lines and errors keep their order
+    try:
+        return run(parser.parse_args())
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a folder that cannot be written, a full disk
+        where = f": {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
