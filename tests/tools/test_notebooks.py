@@ -174,9 +174,10 @@ def of_the_series(test):
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory) -> Path:
     """The whole series on the mini-world, by the command that users run."""
-    store = tmp_path_factory.mktemp("series")
+    store, start = tmp_path_factory.mktemp("series"), time.monotonic()
     done = run_series(store)
     assert done.returncode == 0, done.stdout + done.stderr
+    (store / "seconds").write_text(str(time.monotonic() - start))
     return store
 
 
@@ -192,7 +193,7 @@ def test_the_series_makes_records_tables_and_figures(executed):
     made = {path.relative_to(executed).as_posix() for path in executed.rglob("*") if path.is_file()}
     expected = {"distillation": 10, "ablation": 4 + 4 * 2, "glue": 9 * 4 * 2, "imdb": 3 + 1, "squad": 4}
     expected["speed"] = 1 + 2 + 10  # padding; scoring and reading; large against small
-    here = [name for name in variants.LABELS if not variants.why_not(name)]
+    here = [name for name in variants.LABELS if not variants.why_not(variants.parse(name))]
     expected["quantization"] = 2 * len(here)  # the variants; the losses
     expected["pruning"] = (1 + 1 + 3 + 1 + 1 + 2 + 3) + (1 + 1 + 3 + 1) + 2  # the variants; the losses
     expected["edge"] = 2 * 2 * 2 * 2  # heads, pruned or not, in 8 bits or not, formats
@@ -355,5 +356,6 @@ def test_a_second_run_measures_nothing_again(executed):
     done = run_series(executed)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nothing measured again" in done.stdout
-    assert time.monotonic() - start < 60
+    first = float((executed / "seconds").read_text())  # on this machine, whose speed is not what is judged
+    assert time.monotonic() - start < first / 6
     assert {path: path.stat().st_mtime_ns for path in (executed / "results/mini/records").rglob("*.json")} == before
