@@ -85,7 +85,7 @@ def test_every_answer_of_squad_comes_back_or_ends_within_a_token(split, lost, pa
     (lost_answers,) = page("04_squad", "lost_answers")
     missing = lost_answers(dataset, cut)
     assert len(missing) == lost
-    for _, answer, nearest in missing:
+    for answer, nearest in missing:
         assert answer in nearest and len(nearest) > len(answer), "a token reaches beyond it; none is out of sight"
     if split == "train":  # what a model is trained on are the same places
         contexts, golds = list(dataset["context"]), list(dataset["answers"])
