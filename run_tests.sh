@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up what is missing, then checks the style and passes the tests. Arguments go to pytest; --quick, the first of
-# them, leaves out what runs the series, asks the Hub or times things: for use while working.
+# them, leaves out what runs the series, asks the Hub, times things or is slow: for use while working.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source tools/environment.sh
@@ -11,7 +11,7 @@ beside() { # beside MARKS ARGUMENTS...: side by side, a file each; a thread that
   OMP_WAIT_POLICY=passive "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile -m "$@"
 }
 if [[ ${1:-} == --quick ]]; then
-  beside "not alone and not series and not hub" "${@:2}"
+  beside "not alone and not series and not hub and not slow" "${@:2}"
   exit
 fi
 several=0 alone=0

@@ -15,7 +15,8 @@ import nbformat
 from bs4 import BeautifulSoup
 from jinja2 import Template, pass_context
 from latex2mathml.converter import convert
-from nbconvert import HTMLExporter
+from nbconvert import HTMLExporter, TemplateExporter
+from nbconvert.filters import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from pygments.formatters import HtmlFormatter
@@ -68,6 +69,12 @@ class MathRenderer(IPythonRenderer):
 
 class Exporter(HTMLExporter):
     """nbconvert's HTML without a page around it."""
+
+    def from_notebook_node(self, notebook: nbformat.NotebookNode) -> tuple[str, dict]:
+        """As the parent's, which then parses all of it to name pictures: `_page` parses it anyway."""
+        self.register_filter("highlight_code", Highlight2HTML(pygments_lexer="ipython3", parent=self))
+        self.register_filter("clean_html", lambda html: html)  # of what pygments made, which is clean
+        return TemplateExporter.from_notebook_node(self, notebook, self._init_resources({}))
 
     @pass_context
     def markdown2html(self, context, source: str) -> str:

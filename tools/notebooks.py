@@ -130,7 +130,8 @@ def _value(setting: str, text: str) -> Any:
     return float(value) if number else value  # YAML asks for 2.0e-4 where everybody writes 2e-4
 
 
-RUNNER = ("ipykernel.kernelapp", "papermill", "tools.html")  # what a fork of the runner needs in any case
+# What a fork of the runner needs in any case.
+RUNNER = ("tools.uncollected", "ipykernel.kernelapp", "papermill", "tools.html")
 # The slow part of a later import, by the module that makes it: of bitsandbytes here, which itself starts CUDA, and what
 # has started CUDA cannot be forked.
 LATER = {"helpers.compression.quantization": "torch._inductor.compile_fx"}
@@ -149,6 +150,7 @@ class WarmKernel(ForkServerProcess):
         from ipykernel.kernelapp import launch_new_instance
 
         gc.freeze()  # what was imported stays: to look through it again takes each collection a quarter of a second
+        gc.enable()
         os.setsid()  # a group of its own, to be ended with the processes that it starts
         os.chdir(self.cwd)
         os.environ.clear()

@@ -29,6 +29,20 @@ ADDED_CELLS = {"injected-parameters", "papermill-error-cell-tag"}  # tags of cel
 METER = "{percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} notebooks, {elapsed} so far{postfix}"
 
 
+class Saving(papermill.engines.NotebookExecutionManager):
+    """Saves the copy when some seconds have passed since the last time, and at the end.
+
+    papermill's own does so before and after each cell, which is most of what a notebook without a measurement costs.
+    """
+
+    def save(self, **_kwargs: Any) -> None:
+        if self.end_time or (self.now() - self.last_save_time).total_seconds() > 5:
+            super().save()
+
+
+papermill.engines.NotebookExecutionManager = Saving  # its engine has no other place for it
+
+
 @dataclass
 class Runner:
     """Executes notebooks into a workspace, and says what each made."""

@@ -72,7 +72,8 @@ def drawn_blocks(profile: Profile, tokenizer: Tokenizer, text: str, split: str, 
     else:
         documents, source = problems(profile, split, answers=text == "gsm8k_answers")
     cut, owners = blocks_and_documents(documents, tokenizer, corpus.block_length)
-    chosen = np.flatnonzero([not np.isin(ids, tokenizer.all_special_ids).all() for ids in cut])  # some: only [UNK]
+    special = set(tokenizer.all_special_ids)
+    chosen = np.flatnonzero([not special.issuperset(ids.tolist()) for ids in cut])  # some: only [UNK]
     if cap is not None and cap < len(chosen):
         source = source | {"capped": {split: f"{cap:,} of {len(chosen):,} {split} blocks of {text}"}}
         chosen = np.sort(np.random.default_rng(0).choice(chosen, cap, replace=False))
@@ -213,9 +214,9 @@ def encode_texts(dataset: Dataset, columns: Sequence[str], tokenizer: Tokenizer,
 
     `columns` are the one or two texts of a row; what goes beyond `length` tokens is cut off, the longer text first.
     """
-    texts = [list(dataset[column]) for column in columns]
+    texts = [dataset[column][:] for column in columns]
     encoded = tokenizer(*texts, truncation=True, max_length=length, return_token_type_ids=True)
-    labels = np.asarray(dataset["label"])
+    labels = np.asarray(dataset["label"][:])
     labels = labels.astype(np.float32) if np.issubdtype(labels.dtype, np.floating) else labels.astype(np.int64)
     return [
         {name: np.asarray(values[row]) for name, values in encoded.items()} | {"labels": labels[row]}

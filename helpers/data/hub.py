@@ -95,6 +95,6 @@ def problems(profile: Profile, split: str, answers: bool = True) -> tuple[list[s
     """
     dataset, source = load(profile, "openai/gsm8k", "main", split)
     if not answers:
-        return list(dataset["question"]), source
+        return dataset["question"][:], source
     worked = [re.sub(r"<<.*?>>", "", answer) for answer in dataset["answer"]]
     return [f"{question}\n{answer}" for question, answer in zip(dataset["question"], worked, strict=True)], source

@@ -261,7 +261,7 @@ class Glue(Downstream):
         recipe, spec = self.recipe({"task": task}), GLUE[task]
         rows = recipe.train_rows if split == "train" else recipe.dev_rows
         dataset, source = hub.sample(self.profile, "nyu-mll/glue", task, split, rows)
-        labels = np.asarray(dataset["label"], dtype=float)
+        labels = np.asarray(dataset["label"][:], dtype=float)
         metrics.check_labels(f"{task}, {split}", labels, spec.classes)
         return encode_texts(dataset, spec.columns, self.pretraining.tokenizer, recipe.length), labels, source
 
@@ -357,6 +357,6 @@ class Imdb(Downstream):
     def read(self, length: int, split: str) -> tuple[list[dict], np.ndarray, dict]:
         """The reviews of a split, so many tokens of each; their labels; their provenance."""
         dataset, source = self.reviews(split)
-        labels = np.asarray(dataset["label"])
+        labels = np.asarray(dataset["label"][:])
         metrics.check_labels(f"imdb, {split}", labels, 2)
         return encode_texts(dataset, ["text"], self.pretraining.tokenizer, length), labels, source

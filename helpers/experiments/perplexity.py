@@ -304,7 +304,7 @@ class Mistakes(Trial):
         corpus = self.profile.corpus
         where = (corpus.id, corpus.heldout) if text == "wikitext" else ("openai/gsm8k", "main")
         dataset, source = hub.sample(self.profile, *where, "test", self.own.mistake_rows)
-        texts = list(dataset["text" if text == "wikitext" else "question"])
+        texts = dataset["text" if text == "wikitext" else "question"][:]
         encoded = self.tokenizer(texts, truncation=True, max_length=corpus.block_length)["input_ids"]
         return [np.array(ids) for ids in encoded], source
 

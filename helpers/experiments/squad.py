@@ -77,8 +77,8 @@ def windows(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, s
     InputError if an answer isn't where its row says, or a question is so long that no window gets ahead.
     """
     check_answers(dataset)
-    questions = [question.strip() for question in dataset["question"]]  # some have spaces in front
-    for name, ids in zip(dataset["id"], tokenizer(questions, add_special_tokens=False)["input_ids"], strict=True):
+    questions = [question.strip() for question in dataset["question"][:]]  # some have spaces in front
+    for name, ids in zip(dataset["id"][:], tokenizer(questions, add_special_tokens=False)["input_ids"], strict=True):
         room = max(length - 3 - len(ids), 0)
         if room <= stride:
             took = f"its {len(ids)} tokens leave room for {room} of the context in a window of {length}"
@@ -86,9 +86,9 @@ def windows(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, s
             raise InputError(f"question {name}: {took}, and {more}")
     options = {f"return_{name}": True for name in ("overflowing_tokens", "offsets_mapping", "token_type_ids")}
     options |= {"truncation": "only_second", "max_length": length, "stride": stride}
-    encoded = tokenizer(questions, list(dataset["context"]), **options)
+    encoded = tokenizer(questions, dataset["context"][:], **options)
     examples, spans, rows = [], [], list(encoded["overflow_to_sample_mapping"])
-    golds = [(answers["answer_start"][0], answers["text"][0]) for answers in dataset["answers"]]
+    golds = [(answers["answer_start"][0], answers["text"][0]) for answers in dataset["answers"][:]]
     for place, row in enumerate(rows):
         span = np.asarray(encoded["offset_mapping"][place])
         span[np.array(encoded.sequence_ids(place)) != 1] = -1

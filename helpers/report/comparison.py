@@ -99,31 +99,6 @@ PUBLISHED_ABLATION = {  # how the paper's Table 4 names what ours go without
 }
 
 
-def ablation_table(pretrained: Sequence[dict], graded: Comparison) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Table of what each student goes without, and of what that changes against the whole recipe.
-
-    `pretrained`: records of the students' held-out losses; `graded`: their scores on tasks.
-
-    Returns:
-        The table to show, and the changes of the mean score as numbers: points, low, high, published.
-    """
-    paper = tables.published("sanh2019", "4").set_index("model").value.astype(float)
-    first = min(record["unit"]["seed"] for record in pretrained)
-    losses = {record["unit"]["model"]: record for record in pretrained if record["unit"]["seed"] == first}
-    names = [name for name in graded.models if name in losses]
-    changes = {name: [100 * value for value in graded.difference(MACRO, name)] for name in names if name != "student"}
-    printed = {name: paper.get(PUBLISHED_ABLATION.get(name)) for name in changes}
-    measured = [tables.COLUMNS[metric] for metric in ("masked_lm_loss", "kl_to_teacher", "cosine_loss")]
-    columns = [Column(c.header, lambda name, c=c: c.cell(losses[name])) for c in measured]
-    for header, task in [*zip(graded.tasks, graded.tasks, strict=True), ("mean", MACRO)]:
-        columns.append(Column(header, lambda name, task=task: graded.score(task, name), scale=100))
-    columns += [Column("change", lambda name: tuple(changes.get(name, ())) or None, "{:+z.1f} ({:+z.1f} to {:+z.1f})")]
-    columns += [Column("published", printed.get, "{:+z.2f}")]
-    numbers = {MODELS[name]: [*change, printed[name]] for name, change in changes.items()}
-    numbers = pd.DataFrame.from_dict(numbers, "index", float, ["points", "low", "high", "published"])
-    return tables.build(names, columns, MODELS.get, "model"), numbers
-
-
 def runs_of(found: Sequence[dict], detail: str = "predictions") -> Runs:
     """What the records keep of each row, [seeds, rows] by model, in the order of the tables."""
     by_seed = sorted(found, key=lambda record: record["unit"]["seed"])

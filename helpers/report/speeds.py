@@ -140,24 +140,6 @@ def exported_answers(found: Sequence[dict], head: str) -> pd.DataFrame:
     return tables.build(own, columns, exported_label, HEADS[head])
 
 
-def exported_gains(found: Sequence[dict], head: str, threads: int) -> pd.DataFrame:
-    """Table of exported models: the size left of the whole fp32 model's, the speed, and the change of the score."""
-    own = records.of(found, head=head, threads=threads, format="onnx")
-    base = next((record["metrics"] for record in records.of(own, variant=BASE)), None)
-
-    def change(record: dict) -> float | None:
-        return record["metrics"]["score"] - base["score"] if "score" in record["metrics"] else None
-
-    columns = [
-        Column("size left (%)", lambda record: record["metrics"]["size_mb"] / base["size_mb"], "{:.0f}", 100),
-        EXPORTED_TIMES,
-        Column(f"{'accuracy' if head == TASK else 'masked tokens right'} (points)", change, "{:+z.1f}", 100),
-    ]
-    made = [record for record in own if base and record["unit"]["variant"] != BASE]
-    name = f"{HEADS[head]}, threads: {threads}"
-    return tables.build(made, columns, lambda record: variants.parse(record["unit"]["variant"]).label, name)
-
-
 def exported_shares(found: Sequence[dict], head: str, threads: int) -> pd.DataFrame:
     """Shares of the whole fp32 model in ONNX format: a row a variant; `latency` in one run, with ends, and `size`."""
     own = {r["unit"]["variant"]: r["metrics"] for r in records.of(found, head=head, threads=threads, format="onnx")}

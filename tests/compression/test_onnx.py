@@ -48,6 +48,7 @@ def answer(model, given) -> np.ndarray:
         return model(**{name: torch.from_numpy(given[name]) for name in names}).logits.numpy()
 
 
+@pytest.mark.slow
 def test_an_exported_language_model_gives_its_hidden_states_too(tmp_path):
     """In the place of a PyTorch one: at the chosen tokens its logits, and all of its last hidden states."""
     model, given = make("masked_lm"), {name: torch.from_numpy(values) for name, values in inputs(3, 21).items()}
@@ -62,6 +63,7 @@ def test_an_exported_language_model_gives_its_hidden_states_too(tmp_path):
     assert len(logits) == chosen.sum() and hidden.shape == (3, 21, 128)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "masked_lm"])
 def test_what_is_exported_gives_the_same_answers(kind, tmp_path, capfd, page):
     model, (weights,) = make(kind), page("09_edge", "weights")
@@ -102,6 +104,7 @@ def test_seven_bits_where_eight_overflow(flags, reduced, monkeypatch):
     assert onnx.needs_reduced_range() is reduced
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("flags", "largest"), [(["avx2", "avx512_vnni"], 127), (["avx2"], 64)])
 def test_eight_bits_have_a_scale_for_each_output_channel(flags, largest, tmp_path, monkeypatch):
     """What is stored, read back: so many scales as columns, and seven bits where eight would overflow."""

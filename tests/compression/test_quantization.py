@@ -143,6 +143,7 @@ def test_the_footprint_counts_every_weight_once(classifier, tmp_path):
     assert 0 <= runtimes.load(tmp_path / "ao", threads=1).touch() - (4 * every - 3 * linear + buffers) < 50_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["fp32", "torch_int8", "torchao_int8", "bnb_int8"])
 def test_loading_imports_nothing_that_imports_did_not(classifier, tmp_path, variant):
     """What a library takes, in time and memory, is no model's; BERT's own modules included.
@@ -178,6 +179,7 @@ def test_a_distilbert_takes_the_same_inputs(classifier, inputs, tmp_path):
     assert runtimes.load(tmp_path / "made", threads=1)(inputs).shape == (6, 3)
 
 
+@pytest.mark.slow
 def test_no_code_is_fetched_for_bitsandbytes():
     """On processors with AVX512-BF16 it asks `kernels` for code from the Hub; here it finds no such package."""
     script = "import sys, types; from helpers.compression import quantization\n"

@@ -62,6 +62,7 @@ class Own(variants.Source):
         return model
 
 
+@pytest.mark.slow
 def test_a_variant_is_made_from_those_that_it_builds_on(tmp_path, monkeypatch):
     """Half of the heads go, then it is trained again, then in 8 bits; what came before is kept, and made once."""
     of, asked = Own(tmp_path), variants.parse("taylor_50_recovered_int8")

@@ -77,6 +77,7 @@ def test_vocabulary_is_the_pinned_one(tokenizer):
     assert digest(vocabulary) == VOCABULARY
 
 
+@pytest.mark.slow
 def test_another_seed_makes_another_world(made):
     other = rows(1)
     assert digest(list(made.values())) == digest(list(rows().values()))
@@ -104,6 +105,7 @@ def test_loads_with_the_hubs_schema(folder, made, data_id, config):
     assert {split: real[split].features for split in real} == {split: loaded[split].features for split in real}
 
 
+@pytest.mark.slow
 def test_another_world_is_not_taken_from_the_cache(folder, tmp_path):
     other = miniworld.write(tmp_path / "world", seed=1)
     ids = [load_dataset(str(hub / "rajpurkar/squad"), split="train")["id"] for hub in (folder, other)]

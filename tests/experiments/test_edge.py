@@ -113,6 +113,7 @@ def take(bundle, folder, *arguments: str, adb: str | None = ADB, tool: str = TOO
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.slow
 def test_a_bundle_holds_models_inputs_and_expected_outputs(exported, tmp_path, page):
     (tensors,) = page("09_edge", "tensors")
     made = edge.bundle({"plain": exported / "fp32", "mobile": exported / "fp32_ort"}, rows(5, 9), tmp_path)

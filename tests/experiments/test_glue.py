@@ -61,6 +61,7 @@ def graded(load, pretrained):
     return made, made.run()
 
 
+@pytest.mark.slow
 def test_every_cell_has_its_record(graded):
     made, found = graded
     assert len(found) == 3 * 3 * 2 and made.unmeasured() == []
@@ -109,6 +110,7 @@ def test_what_later_notebooks_need_is_kept_and_remade(load, graded, tmp_path):
     assert again.checkpoint(unit) == folder and checkpoints.file_hash(folder) == before
 
 
+@pytest.mark.slow
 def test_killed_in_mid_grid_it_ends_with_the_same_records(tiny, pretrained, graded, tmp_path):
     """kill -9 after some cells, then the same command again: no finished cell is repeated."""
     for name in ("checkpoints/mini", "results/mini/records/distillation"):

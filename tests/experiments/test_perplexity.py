@@ -33,6 +33,7 @@ def stages(tiny, pretrained) -> perplexity.Stages:
     return perplexity.Stages(profile, records.Workspace(profile, str(pretrained)))
 
 
+@pytest.mark.slow
 def test_each_stage_is_learned_once_and_the_first_seed_kept(stages, monkeypatch):
     units = [unit for unit in stages.ready if unit["text"] == "wikitext"]
     tuned = [unit for unit in units if unit["stage"] == "wikitext"]

@@ -83,6 +83,7 @@ def test_student_and_twin_start_alike_and_random_does_not(finished):
     assert starts["student"] == starts["twin"] < starts["random"]
 
 
+@pytest.mark.slow
 def test_two_runs_of_the_same_seed_agree_and_another_seed_differs(experiment, finished, tmp_path):
     again = experiment(tmp_path / "again").run()
     assert list(map(without_times, again)) == list(map(without_times, finished[1]))
@@ -147,6 +148,7 @@ def test_fresh_measures_again(experiment, finished, tmp_path):
         assert without_times(record) in [without_times(old) for old in finished[1]]
 
 
+@pytest.mark.slow
 def test_killed_in_mid_training_it_ends_with_the_same_records(tiny, tmp_path):
     """kill -9 while the student trains, then the same command again."""
     settings = tiny | {"distillation.training.steps": 150, "distillation.variants": ["student"]}

@@ -165,6 +165,7 @@ def test_what_is_no_record_does_not_come_in(there, tmp_path, member, text, messa
     assert not (tmp_path / "home").exists() and not list(tmp_path.rglob("evil*"))
 
 
+@pytest.mark.slow
 def test_the_command(there, tmp_path):
     def command(*options: str) -> subprocess.CompletedProcess:
         words = [sys.executable, "-m", "tools.run", *options]

@@ -155,6 +155,7 @@ def test_half_of_the_loss_is_the_teachers(folder, student_folder, pairs, tmp_pat
     assert loss.item() == pytest.approx(0.5 * hard.item() + 0.5 * soft.item(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_training_learns_and_repeats_itself(folder, pairs, tmp_path):
     recipe, after = dataclasses.replace(RECIPE, epochs=60, learning_rate=3e-3), []
     for _ in range(2):

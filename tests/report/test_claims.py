@@ -155,6 +155,7 @@ def committed() -> records.Evidence:
     return records.Evidence(records.Workspace(profiles.load("laptop"), name="laptop"))
 
 
+@pytest.mark.slow
 def test_the_committed_ledger_is_whole(page):
     """On the committed records, every claim that needs no other hardware is measured, and every question answered."""
     evidence = committed()

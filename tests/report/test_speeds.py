@@ -130,15 +130,15 @@ def test_tables_follow_the_records(found):
 
 
 def test_shares_and_gains(found, page):
-    (mobile_format,) = page("09_edge", "mobile_format")
+    gains_table, mobile_format = page("09_edge", "gains_table", "mobile_format")
     shares = speeds.exported_shares(found, "sst2", 1)
     assert shares.loc["taylor_50_int8", ["latency", "size"]].tolist() == [0.25, 0.25]
     assert shares.loc["taylor_50_int8", "latency_low"] < 0.25 < shares.loc["taylor_50_int8", "latency_high"]
-    (gained,) = speeds.exported_gains(found, "sst2", 1).to_dict("records")
+    (gained,) = gains_table(found, "sst2", 1).to_dict("records")
     assert gained == {"size left (%)": "25", "times as fast": "4.00 (3.60 to 4.40)", "accuracy (points)": "-30.0"}
     (started,) = mobile_format(found, 1).to_dict("records")
     assert started == {"models": "2", "loading (%)": "50", "cold start (%)": "80"}
-    assert speeds.exported_gains(found[2:], "sst2", 1).empty and mobile_format([], 1).empty
+    assert gains_table(found[2:], "sst2", 1).empty and mobile_format([], 1).empty
     assert speeds.exported_shares([], "sst2", 1).empty
 
 

@@ -87,6 +87,7 @@ def moved(tmp_path) -> Path:
     return clone
 
 
+@pytest.mark.slow
 def test_the_project_can_move(moved):
     sources = [
         *moved.glob("*.md"),
@@ -125,6 +126,7 @@ def set_up(source: str, folder: Path, **environment: str) -> subprocess.Complete
     return subprocess.run([sys.executable, "-c", script, source], cwd=folder, env=plain, **pipes)
 
 
+@pytest.mark.slow
 def test_the_set_up_cell_fetches_the_project_and_leaves_torch_alone(moved, tmp_path):
     """As in Colab: in an empty folder, the address standing for a local clone; and once more, with all of it there."""
     place, home = tmp_path / "content", f"file://{tmp_path}/github.com/"
@@ -175,7 +177,9 @@ def of_the_series(test):
 def executed(tmp_path_factory) -> Path:
     """The whole series on the mini-world, by the command that users run."""
     store = tmp_path_factory.mktemp("series")
+    start = time.monotonic()
     done = run_series(store)
+    (store / "first_run_s").write_text(str(time.monotonic() - start))
     assert done.returncode == 0, done.stdout + done.stderr
     return store
 
@@ -355,5 +359,6 @@ def test_a_second_run_measures_nothing_again(executed):
     done = run_series(executed)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nothing measured again" in done.stdout
-    assert time.monotonic() - start < 60
+    # A minute where the first takes eight: a bound in seconds would only tell one machine from another.
+    assert time.monotonic() - start < float((executed / "first_run_s").read_text()) / 8
     assert {path: path.stat().st_mtime_ns for path in (executed / "results/mini/records").rglob("*.json")} == before

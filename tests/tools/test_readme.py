@@ -39,6 +39,7 @@ def test_a_badge_stands_where_there_is_an_address():
     assert "https://colab.research.google.com/github/someone/measured/blob/main/notebooks/02_glue.ipynb" in there
 
 
+@pytest.mark.slow
 def test_the_committed_page_is_not_stale():
     done = subprocess.run([sys.executable, "-m", "tools.run", "--fill", "--check"], cwd=ROOT, capture_output=True)
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()

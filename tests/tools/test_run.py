@@ -126,6 +126,7 @@ def finished(tmp_path_factory) -> tuple[Path, list[tuple[int, str, str]]]:
     ]
 
 
+@pytest.mark.slow
 def test_a_run_goes_in_order_and_says_what_it_made(finished):
     project, [(code, out, err), (again, out_again, _)] = finished
     assert (code, again) == (0, 0)
@@ -224,6 +225,7 @@ def test_values_are_read_as_yaml_and_sorted(project, monkeypatch):
     assert profiles.load("mini", overrides).distillation.seeds == [0, 1]
 
 
+@pytest.mark.slow
 def test_failures_are_named_and_the_rest_goes_on(project):
     add_notebook(project, "01_bad", "def load():\n    raise ValueError('no such\\nthing')", "load()  # here")
     add_notebook(project, "02_killed", "os.kill(os.getpid(), 9)")
@@ -245,6 +247,7 @@ def test_failures_are_named_and_the_rest_goes_on(project):
     assert "failed" in (project / "results/mini/report/index.html").read_text()
 
 
+@pytest.mark.slow
 def test_side_by_side_but_what_times_things_runs_alone(project):
     for name, declared in {
         "01_a": {},
@@ -273,6 +276,7 @@ def test_threads_are_shared_among_those_side_by_side(project):
     assert runner.given(plain) == {"overrides": {"threads": 2}} and runner.given(timing) == {"overrides": {}}
 
 
+@pytest.mark.slow
 def test_a_cell_has_its_time(project):
     add_notebook(project, "01_slow", "time.sleep(60)  # too long")
     seconds = "dict(vars(load(*given)), cell_timeout_minutes=1 / 30)"
@@ -292,6 +296,7 @@ def test_a_folder_that_cannot_be_written(project):
     assert not logged(project)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_kernel_outlives_the_runner(project, number):
     def gone(pid: int) -> bool:
@@ -322,6 +327,7 @@ def test_kernels_share_imported_modules_and_no_state(project):
     assert len(kernels) == 2 and int(imported_in) not in kernels
 
 
+@pytest.mark.slow
 def test_a_broken_module_is_the_notebooks_own_failure(project):
     (project / "helpers/broken.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')")
     add_notebook(project, "01_bad", "from helpers import broken")

@@ -80,6 +80,7 @@ def set_up(project: Path, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(["bash", "-c", command], cwd=project, env=plain | environment, **pipes)
 
 
+@pytest.mark.slow
 def test_an_interrupted_set_up_is_taken_up_again(bare):
     (bare / ".venv/bin").mkdir(parents=True)
     (bare / ".venv/bin/python").symlink_to(sys.executable + "-that-is-gone")
