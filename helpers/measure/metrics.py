@@ -97,31 +97,56 @@ def task_score(task: str, metrics: Mapping[str, float]) -> float:
     return float(np.mean([metrics[name] for name in GLUE[task].metrics]))
 
 
-def quick_score(task: str, predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """`task_score` of predictions [..., rows] against references that broadcast with them: [...].
+def quick_score(
+    task: str, answers: np.ndarray, references: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """`task_score` of answers [rows], each row counting as often as `weights` [..., rows] say (None: once): [...].
 
-    From counts, for the many resamples of a bootstrap: scikit-learn takes one at a time and checks its input
-    thoroughly, which takes longer than the arithmetic; a test holds both equal.
+    For the many resamples of a bootstrap and of a permutation test: scikit-learn takes one at a time and checks its
+    input thoroughly, which takes longer than the arithmetic; a test holds both equal.
     """
+    weights = np.ones(len(references)) if weights is None else weights
     if GLUE[task].classes is None:
-        ranks = [stats.rankdata(values, axis=-1) for values in (predictions, references)]
-        return (_quick_correlation(predictions, references) + _quick_correlation(*ranks)) / 2
-    right = np.mean(predictions == references, axis=-1)
+        ranks = [_ranks(values, weights) for values in (answers, references)]
+        return (_quick_correlation(answers, references, weights) + _quick_correlation(*ranks, weights)) / 2
+    right = share_equal(answers, references, weights)
     if GLUE[task].metrics == ACCURACY:
         return right
-    tp = np.sum((predictions == 1) & (references == 1), axis=-1, dtype=float)
-    positive, true = (np.sum(values == 1, axis=-1, dtype=float) for values in (predictions, references))
+    tp, positive, true = (weights @ own for own in ((answers == 1) & (references == 1), answers == 1, references == 1))
     if task == "cola":  # Matthews' correlation
-        n = predictions.shape[-1]
+        n = weights.sum(axis=-1)
         return _share(n * tp - positive * true, np.sqrt(positive * (n - positive) * true * (n - true)))
     return (right + _share(2 * tp, positive + true)) / 2
 
 
-def _quick_correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    told = (np.ptp(one, axis=-1) > 0) & (np.ptp(other, axis=-1) > 0)  # rounding would hide what is all alike
-    one, other = (values - values.mean(axis=-1, keepdims=True) for values in (one, other))
-    spread = np.sqrt(np.sum(one**2, axis=-1) * np.sum(other**2, axis=-1))
-    return _share(np.sum(one * other, axis=-1), np.where(told, spread, 0))
+def share_equal(answers: np.ndarray, references: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Accuracy, as `quick_score` takes its arguments."""
+    return share_right(answers == references, references, weights)
+
+
+def share_right(right: np.ndarray, _: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """The mean of answers that already say, row by row, how right each is (0 to 1)."""
+    return right.mean() if weights is None else weights @ right / weights.sum(axis=-1)
+
+
+def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The rank of each row among all, rows counting as often as `weights` say; ties share their mean rank."""
+    _, inverse = np.unique(values, return_inverse=True)
+    order = np.argsort(inverse, kind="stable")
+    alike = np.add.reduceat(weights[..., order], np.searchsorted(inverse[order], range(inverse.max() + 1)), axis=-1)
+    return (np.cumsum(alike, axis=-1) - (alike - 1) / 2)[..., inverse]
+
+
+def _quick_correlation(one: np.ndarray, other: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def mean(*factors: np.ndarray) -> np.ndarray:
+        return np.einsum(",".join(["...r"] * (1 + len(factors))) + "->...", weights, *factors) / weights.sum(axis=-1)
+
+    one, other = (values - values.mean(axis=-1, keepdims=True) for values in (one, other))  # to lose no digits
+    middles = mean(one), mean(other)
+    spreads = [mean(v, v) - middle**2 for v, middle in zip((one, other), middles, strict=True)]
+    told = [own > 1e-14 * (mean(v, v) + 1e-300) for v, own in zip((one, other), spreads, strict=True)]  # not rounding
+    together = mean(one, other) - middles[0] * middles[1]
+    return _share(together, np.sqrt(np.where(told[0] & told[1], spreads[0] * spreads[1], 0)))
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -155,30 +180,40 @@ def token_f1(prediction: str, gold: str) -> float:
     return 2 * shared / (len(own) + len(other)) if shared else 0.0
 
 
-Score = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of predictions [..., rows] against references: [...]
-AT_ONCE = 2_000_000  # predictions that are scored together, to bound memory
+REPLICATES, PERMUTATIONS = 5_000, 10_000
+AT_ONCE = 2_000_000  # answers that are scored together, to bound memory
+# Of answers [rows] and references [rows], each row counting as often as weights [many, rows] say: [many].
+Score = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def resample(
-    runs: Mapping[str, np.ndarray], references: np.ndarray, score: Score, replicates: int, random: np.random.Generator
+    runs: Mapping[str, np.ndarray], references: np.ndarray, score: Score, replicates: int = REPLICATES, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """Bootstrap replicates of each model's median score over seeds, [replicates].
 
     `runs`: predictions [seeds, rows] by model, over the same rows. In each replicate rows are drawn with replacement,
-    the same ones for every model, and then, for each model, seeds.
+    the same ones for every model, and then, for each model and from a stream of its own, seeds: no model's replicates
+    depend on what else is compared.
     """
-    rows = len(references)
-    chosen = np.empty((replicates, rows), dtype=int)
-    seeds = {model: np.empty((replicates, len(own)), dtype=int) for model, own in runs.items()}
-    for replicate in range(replicates):
-        chosen[replicate] = random.integers(rows, size=rows)
-        for drawn in seeds.values():
-            drawn[replicate] = random.integers(drawn.shape[1], size=drawn.shape[1])
-    truth, medians = references[chosen], {}
-    for model, own in runs.items():
-        scores = np.stack([score(predictions[chosen], truth) for predictions in own], axis=1)
-        medians[model] = np.median(np.take_along_axis(scores, seeds[model], axis=1), axis=1)
-    return medians
+    rows, medians = len(references), {model: [] for model in runs}
+    drawing, choosing = (
+        np.random.default_rng(seed),
+        {name: np.random.default_rng([seed, *name.encode()]) for name in runs},
+    )
+    for count in _portions(replicates, rows):
+        drawn = drawing.integers(rows, size=(count, rows)) + rows * np.arange(count)[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=count * rows).reshape(count, rows).astype(float)
+        for model, own in runs.items():
+            scores = np.stack([score(answers, references, weights) for answers in own], axis=1)
+            seeds = choosing[model].integers(len(own), size=scores.shape)
+            medians[model].append(np.median(np.take_along_axis(scores, seeds, axis=1), axis=1))
+    return {model: np.concatenate(parts) for model, parts in medians.items()}
+
+
+def _portions(times: int, rows: int) -> list[int]:
+    """How many times to take at once, portion by portion."""
+    most = max(1, AT_ONCE // rows)
+    return [min(most, times - start) for start in range(0, times, most)]
 
 
 def interval(values: np.ndarray, share: float = 0.95) -> tuple[float, float]:
@@ -201,7 +236,7 @@ def permutation_test(
     second: np.ndarray,
     references: np.ndarray,
     score: Score,
-    rounds: int = 1000,
+    rounds: int = PERMUTATIONS,
     seed: int = 0,
     texts: np.ndarray | None = None,
 ) -> float:
@@ -211,19 +246,25 @@ def permutation_test(
     swapped in all seeds at once, since seeds of one row are no independent evidence; and so are rows that are tokens of
     one text: `texts` [rows] numbers the text of each from 0 on.
     """
-    random = np.random.default_rng(seed)
-    texts = np.arange(len(references)) if texts is None else texts.astype(int)
+    random, rows = np.random.default_rng(seed), len(references)
+    texts = np.arange(rows) if texts is None else texts.astype(int)
+    both, twice = np.concatenate([first, second], axis=1), np.concatenate([references, references])
 
-    def gap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        return abs(np.median(score(one, references), axis=-1) - np.median(score(other, references), axis=-1))
+    def gap(swap: np.ndarray) -> np.ndarray:  # float [many, rows]
+        sides = np.hstack([1 - swap, swap]), np.hstack([swap, 1 - swap])
+        medians = [np.median([score(answers, twice, side) for answers in both], axis=0) for side in sides]
+        return abs(medians[0] - medians[1])
 
-    seen, as_large, done = gap(first, second), 0, 0
-    while done < rounds:
-        count = min(rounds - done, max(1, AT_ONCE // first.size))
-        swap = (random.random((count, 1, texts.max() + 1)) < 0.5)[..., texts]
-        as_large += np.sum(gap(np.where(swap, second, first), np.where(swap, first, second)) >= seen - 1e-12)
-        done += count
+    seen, as_large = gap(np.zeros((1, rows))), 0
+    for count in _portions(rounds, 2 * rows):
+        swap = (random.random((count, texts.max() + 1)) < 0.5)[:, texts].astype(float)
+        as_large += np.sum(gap(swap) >= seen - 1e-12)
     return float((as_large + 1) / (rounds + 1))
+
+
+def written(p: float, rounds: int = PERMUTATIONS) -> str:
+    """A p-value as it is printed: no smaller than so many rounds can tell."""
+    return f"< {1 / rounds:.2g}" if p < 1.5 / (rounds + 1) else f"{p:.3f}" if p >= 0.001 else f"{p:.4f}"
 
 
 def holm(p_values: dict[str, float], level: float = 0.05) -> set[str]:

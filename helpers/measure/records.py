@@ -150,7 +150,33 @@ class Evidence:
             except InputError as error:
                 self.problems = list(dict.fromkeys([*self.problems, str(error)]))
         every.sort(key=lambda record: record["provenance"]["started"])
-        return list({slug(record["unit"]): record for record in every}.values())
+        found = list({slug(record["unit"]): record for record in every}.values())
+        if mixed := _mixed(found):
+            one, other, what = mixed
+            says = f"{experiment}: {one} and {other} differ in {what}, so nothing here is compared: measure both again"
+            self.problems = list(dict.fromkeys([*self.problems, f"{says} with one profile, or delete the older"]))
+            return []
+        return found
+
+
+def _mixed(found: Sequence[dict]) -> tuple[str, str, str] | None:
+    """Two units that are compared and were not made alike, and in what; None if there are none.
+
+    Models and seeds of a task are compared, so recipe, precision and data must be the same; and of a model, what it
+    started from.
+    """
+    seen: dict[tuple, tuple[str, str]] = {}
+    for record in found:
+        unit, settings, data = record["unit"], record["settings"], record["provenance"]["data"]
+        task = slug({name: value for name, value in unit.items() if name not in ("model", "seed")})
+        read = [[one.get(key) for key in ("id", "config", "revision", "rows", "capped")] for one in data]
+        told = {("recipe", task): settings.get("recipe"), ("precision", task): settings.get("precision")}
+        told |= {("data", task): read, ("start", unit.get("model")): settings.get("start")}
+        for key, value in told.items() if "seed" in unit and {"recipe", "start"} <= settings.keys() else ():
+            first = seen.setdefault(key, (slug(unit), digest({"": value})))
+            if first[1] != digest({"": value}):
+                return first[0], slug(unit), key[0]
+    return None
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -1,136 +1,67 @@
-"""The claims made about DistilBERT and its kin: the rule of the verdicts, the numbers each hangs on, the ledger."""
+"""The claims made about DistilBERT and its kin: the rule of the verdicts, the numbers each hangs on, the ledger.
+
+A claim is judged by the released DistilBERT where it has records, else by our student; each row says by which.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from .. import ROOT, InputError
-from ..compression.variants import BASE, MODEL, TASK
+from ..compression.variants import BASE, TASK
 from ..measure import metrics
 from ..measure.records import Evidence, of, slug, unpack
-from . import comparison, speeds, tables
-from .comparison import MACRO, WITHOUT_WNLI, Comparison
+from . import comparison, language, tables, tradeoffs
+from .comparison import COUNTED, MACRO, SEEDS, WITHOUT_WNLI, Comparison, Finding, Part, subject
 from .language import BENCHMARK as WIKI
-from .language import change, grid
-from .tables import printed, ratio
+from .tables import MODELS, printed, ratio
 
-HOLDS, IN_PART, NOT, UNMEASURED = "holds", "holds in part", "does not hold", "not measured here"
-COUNTED = {HOLDS: "hold", IN_PART: "hold in part", NOT: "do not hold", UNMEASURED: "were not measured"}
 PAPER, EDGE, MSC, TINY = "sanh2019", "reproducibility-extension-challenge", "msc-compression", "tinydistilbert"
-ALIKE = 0.05  # of the published effect: what ours may fall short and still count as the same
-HALF = 0.5  # of it: what there must be for a claim to hold in part
-REPLICATES = 300  # of a bootstrap
 TIMED = "median of paired ratios"
 AS_FAST = "latency_times_as_fast"  # as fp32, one row at a time
-ON_CPU = {"task": TASK, "model": MODEL, "device": None}
-ON_GPU = [{"task": TASK, "model": model, "device": "cuda"} for model in ("released", MODEL)]  # the first that there is
-CUT, EIGHT = "taylor_50_recovered", f"{BASE}_int8"
-RULE = (
-    "Every claim is put as numbers, each with the published figure and with what it would be if there were no effect. "
-    f'Ours **holds** if its 95% interval leaves out "no effect" and it has at least {1 - ALIKE:.0%} of the published '
-    "effect. It **holds in part** if there is at least half of it, or if some of the claim's numbers hold and others "
-    "don't; else it **does not hold**. An interval that admits both no effect and the published one is marked *too "
-    'wide to tell*: then "does not hold" means no more than that it was not seen here. A claim without a figure is one '
-    "of direction, and the interval must lie on its side. A claim that nothing changes holds if it changes by no more "
-    f"than {ALIKE:.0%}."
-)
-
-
-class Part(NamedTuple):
-    """One number that a claim hangs on: ours with its 95% interval beside the published one."""
-
-    what: str  # with its unit
-    printed: float | None  # None: the claim names a direction alone
-    none: float  # what it would be without any effect
-    ours: float
-    low: float
-    high: float
-    basis: str  # how often, on what
-    sign: int = 1  # the direction, where no figure is printed
-    decimals: int = 1
-
-    @property
-    def clear(self) -> bool:
-        """Whether the interval leaves out that there is no effect."""
-        return not self.low <= self.none <= self.high
-
-    @property
-    def scaled(self) -> tuple[float, float, float] | None:
-        """The interval's low end, ours and the high end as shares of the published effect; None where none is."""
-        if self.printed is None or self._nothing:
-            return None
-        shares = [(value - self.none) / (self.printed - self.none) for value in (self.low, self.ours, self.high)]
-        return min(shares), shares[1], max(shares)
-
-    @property
-    def _nothing(self) -> bool:
-        """Whether what is claimed is that nothing changes."""
-        return self.printed is not None and abs(self.printed - self.none) <= ALIKE * abs(self.none)
-
-    @property
-    def verdict(self) -> str:
-        """By the rule that `RULE` states."""
-        if self._nothing:
-            return HOLDS if abs(self.ours - self.none) <= ALIKE * abs(self.none) else NOT
-        if not self.scaled:
-            return HOLDS if self.clear and self.sign * (self.ours - self.none) > 0 else NOT
-        if not self.clear or self.scaled[1] < HALF:
-            return NOT
-        return HOLDS if self.scaled[1] >= 1 - ALIKE else IN_PART
-
-    @property
-    def undecided(self) -> bool:
-        """Whether the interval admits both no effect and the published one."""
-        return bool(self.scaled) and not self.clear and self.low <= self.printed <= self.high
-
-    @property
-    def text(self) -> str:
-        """Ours with its interval, where there is one."""
-        ours, low, high = (f"{value:,.{self.decimals}f}" for value in (self.ours, self.low, self.high))
-        return ours if self.low == self.high else f"{ours} ({low} to {high})"
-
-
-class Finding(NamedTuple):
-    """What was measured of a claim: its numbers, none where it wasn't, and the records that they are made from."""
-
-    parts: Sequence[Part] = ()
-    records: Sequence[dict] = ()
-
-    @property
-    def verdict(self) -> str:
-        """That of its numbers, where they agree."""
-        found = {part.verdict for part in self.parts} or {UNMEASURED}
-        return found.pop() if len(found) == 1 else IN_PART
+EIGHT, CUT_EIGHT = f"{BASE}_int8", "taylor_50_int8"
+SAID = tables.PUBLISHED / "claims.csv"
+HARDWARE = {  # that claims name: whether a record was made on it
+    "a T4": lambda record: "T4" in ((record["provenance"].get("gpu") or {}).get("name") or ""),
+    "a phone": lambda record: False,  # phones send times back as a table, which notebook 09 shows
+}
 
 
 class Missing(Exception):
     """The records that a number is made from are not there."""
 
 
-def the(found: Sequence[dict], *units: dict, **more) -> dict:
-    """The record with these values in its unit, of several `units` the first that has one; raises `Missing`."""
-    for unit in units or ({},):
-        if own := of(found, **unit, **more):
-            return own[0]
+def the(found: Sequence[dict], **unit) -> dict:
+    """The record with these values in its unit; raises `Missing`."""
+    if own := of(found, **unit):
+        return own[0]
+    raise Missing
+
+
+def judged_by(found: Sequence[dict], **unit) -> str:
+    """Whom a claim about DistilBERT is judged by, of the records with these values; raises `Missing`."""
+    if name := subject(of(found, **unit)):
+        return name
     raise Missing
 
 
 # --- numbers of size and speed
 
 
-def rate(what: str, claimed: float | None, record: dict, metric: str = AS_FAST) -> Part:
+def rate(what: str, claimed: float | None, record: dict, metric: str = AS_FAST, whose: str = "", sign=1) -> Part:
     """How many times as fast something is, by a record that has the metric with its ends."""
     ours, runs = [record["metrics"][f"{metric}{end}"] for end in ("", "_low", "_high")], record["metrics"].get("runs")
-    basis = f"{runs:.0f} runs, {TIMED}" if runs else TIMED
-    return Part(what, claimed, 1, *ours, basis, decimals=2)
+    basis = (f"{whose}; " if whose else "") + (f"{runs:.0f} runs, {TIMED}" if runs else TIMED)
+    return Part(what, claimed, 1, *ours, basis, sign, decimals=2)
 
 
-def counted(what: str, claimed: float | None, none: float, ours: float) -> Part:
-    """Something that is counted, and doesn't vary; without a figure, the claim is that it is less."""
-    return Part(what, claimed, none, ours, ours, ours, "counted", sign=-1)
+def counted(what: str, claimed: float | None, none: float, ours: float, sign: int = 1, whose: str = "") -> Part:
+    """Something that is counted, and doesn't vary."""
+    return Part(what, claimed, none, ours, ours, ours, f"{whose}; counted" if whose else "counted", sign)
 
 
 def smaller(evidence: Evidence) -> Finding:
@@ -148,180 +79,252 @@ def faster(evidence: Evidence) -> Finding:
     return Finding([rate("pass over STS-B: times as fast", claimed, own, "times_as_fast")], [own])
 
 
-def pruned(evidence: Evidence, variant: str, size: float | None = None, times: float | None = None) -> Finding:
-    """Size and speed of a pruned student against the whole one's, beside the published ones."""
-    own, base = (the(evidence("pruning"), ON_CPU, variant=name) for name in (variant, BASE))
+def zeros(evidence: Evidence) -> Finding:
+    """Size and speed of a model of whose weights most are zero against the whole one's, beside the published ones."""
+    name = judged_by(evidence("pruning"), task=TASK, device=None)
+    own, base = (the(evidence("pruning"), **on_cpu(name), variant=one) for one in ("weights_80", BASE))
+    names = "pruned, global unstructured magnitude", "baseline"
+    size, times = (ratio(EDGE, "edge", metric, *names) for metric in ("model_size", "throughput"))
     left = 100 * own["metrics"]["size_mb"] / base["metrics"]["size_mb"]
-    parts = [counted("size on disk, left (%)", size, 100, left), rate("one row: times as fast", times, own)]
-    return Finding(parts, [own, base])
+    parts = [counted("size on disk, left (%)", 100 * size, 100, left, whose=MODELS[name])]
+    return Finding([*parts, rate("one row: times as fast", times, own, whose=MODELS[name])], [own, base])
+
+
+def cut_and_int8(evidence: Evidence) -> Finding:
+    """What half of the heads and neurons cut, and 8 bits, cost in speed and answers, as their source has it."""
+    found = of(evidence("pruning"), task=TASK, device=None)
+    name = judged_by(found)
+    own = the(found, model=name, variant=CUT_EIGHT)
+    times = rate("one row: times as fast", None, own, whose=MODELS[name], sign=-1)
+    return Finding([times, kept(found, name, CUT_EIGHT, "8-bit, 50%", "CPU Xeon")], [own, of_base(found, name)])
 
 
 def int8_at_full_size(evidence: Evidence) -> Finding:
-    """PyTorch's dynamic int8, as it was published: size and speed at DistilBERT's shape."""
+    """PyTorch's dynamic int8: size and speed at DistilBERT's shape, and what masked words lose by it."""
     own, base = (the(evidence("fullsize"), variant=name) for name in ("torch_int8", BASE))
     less = 100 * (1 - own["metrics"]["size_mb"] / base["metrics"]["size_mb"])
-    claimed = [ratio(EDGE, "edge", metric, "int8 dynamic", "baseline") for metric in ("model_size", "throughput")]
-    size = counted("DistilBERT's size, less (%)", 100 * (1 - claimed[0]), 0, less)
-    return Finding([size, rate("DistilBERT, one row: times as fast", claimed[1], own)], [own, base])
+    (claimed,) = printed(EDGE, "conclusion", "size_reduction", "int8 dynamic")
+    what = f"a classifier of DistilBERT's shape, smaller by (%); the source's masked-LM model: {claimed:.1f}"
+    times = ratio(EDGE, "edge", "throughput", "int8 dynamic", "baseline")
+    return Finding([counted(what, None, 0, less), rate("the same, one row: times as fast", times, own)], [own, base])
+
+
+def int8_loss(evidence: Evidence) -> Finding:
+    """What the pretrained model's masked-LM loss rises by in PyTorch's dynamic int8."""
+    found = [record for record in evidence("quantization") if "task" not in record["unit"]]
+    name = judged_by(found)
+    own, base = (the(found, model=name, variant=one) for one in ("torch_int8", BASE))
+    (int8, fp32) = printed(EDGE, "edge", "mlm_loss", "int8 dynamic", "baseline")
+    rise = own["metrics"]["masked_lm_loss"] - base["metrics"]["masked_lm_loss"]
+    what, basis = "masked-LM loss, higher by (nats)", f"{MODELS[name]}; the same masked words"
+    return Finding([Part(what, int8 - fp32, 0, rise, rise, rise, basis, decimals=3, whole=0)], [own, base])
 
 
 def beside_int8(evidence: Evidence) -> Finding:
-    """What pruning adds to the speed of int8: zeros, which the claim is about, and cutting."""
-    found, parts, used = of(evidence("pruning"), **ON_CPU), [], []
-    for cut, words in {"weights_80_recovered": "80% of weights zero", CUT: "half of heads and neurons cut"}.items():
-        if own := of(found, variant=f"{cut}_int8"):
-            used = [*used, own[0], the(found, variant=EIGHT)]
-            one, other = own[0]["metrics"], used[-1]["metrics"]
-            ends = [
-                one[f"{AS_FAST}{end}"] / other[f"{AS_FAST}{against}"]
-                for end, against in (("", ""), ("_low", "_high"), ("_high", "_low"))
-            ]
-            parts.append(Part(f"{words}: times as fast as int8 alone", None, 1, *ends, TIMED, decimals=2))
-    return Finding(parts, used)
+    """What zeros add to the speed of int8."""
+    found = of(evidence("pruning"), task=TASK, device=None)
+    name = judged_by(found)
+    own, base = (the(found, model=name, variant=one) for one in ("weights_80_int8", EIGHT))
+    one, other = own["metrics"], base["metrics"]
+    ends = [one[f"{AS_FAST}{a}"] / other[f"{AS_FAST}{b}"] for a, b in (("", ""), ("_low", "_high"), ("_high", "_low"))]
+    what = "80% of weights zero, in int8: times as fast as int8 alone"
+    return Finding([Part(what, None, 1, *ends, f"{MODELS[name]}; {TIMED}", decimals=2)], [own, base])
 
 
 def exported(evidence: Evidence) -> Finding:
-    """The student that guesses masked words in ONNX Runtime: what 8 bits leave of its latency and its size."""
-    found = of(evidence("edge"), head="masked_lm", threads=1, format="onnx")
-    used = [the(found, variant=name) for name in (BASE, EIGHT)]
-    ours = 100 * speeds.exported_shares(found, "masked_lm", 1).loc[EIGHT]
-    paper = speeds.published_on_android().loc["int8"]
-    ends = [ours["latency"], *sorted((ours["latency_low"], ours["latency_high"]))]
-    latency = Part("latency of one row, left (%)", 100 * float(paper["latency"]), 100, *ends, TIMED)
-    return Finding([latency, counted("size on disk, left (%)", 100 * float(paper["size"]), 100, ours["size"])], used)
+    """What 8 bits leave of the size and the latency of a masked-LM model in ONNX Runtime.
+
+    The published model has its vocabulary stored twice, as ours has in ORT's own format.
+    """
+    found = of(evidence("edge"), head="masked_lm", threads=1)
+    used = [the(found, variant=name, format=kind) for kind in ("ort", "onnx") for name in (EIGHT, BASE)]
+    left = 100 * used[0]["metrics"]["size_mb"] / used[1]["metrics"]["size_mb"]
+    ours, paper = (
+        tradeoffs.exported_shares(found, "masked_lm", 1).loc[EIGHT],
+        tradeoffs.published_on_android().loc["int8"],
+    )
+    size = counted("size, vocabulary stored twice, left (%)", 100 * float(paper["size"]), 100, left)
+    ends = [100 * ours["latency"], *sorted(100 * ours[f"latency{end}"] for end in ("_low", "_high"))]
+    return Finding([size, Part("latency of one row, left (%)", 100 * float(paper["latency"]), 100, *ends, TIMED)], used)
 
 
-def int8_on_gpu(evidence: Evidence) -> Finding:
-    """LLM.int8 on a GPU, one row."""
-    own = the(evidence("quantization"), *ON_GPU, variant="bnb_int8")
-    models = [f"DistilBERT {bits}, 0% structured pruning" for bits in ("fp32", "8-bit")]
-    claimed = ratio(MSC, "findings", "latency", *models, setup="T4")
-    return Finding([rate("one row: times as fast", claimed, own)], [own])
+def bits_on_gpu(evidence: Evidence, variant: str, bits: str, answers: bool = False) -> Finding:
+    """A few bits on a GPU, one row: the speed, and the answers where the claim is about them."""
+    found = of(evidence("quantization"), task=TASK, device="cuda")
+    name = judged_by(found)
+    own, models = the(found, model=name, variant=variant), [f"DistilBERT {one}" for one in ("fp32, 0%", f"{bits}, 0%")]
+    claimed = ratio(MSC, "findings", "latency", *(f"{one} structured pruning" for one in models), setup="T4")
+    parts = [rate("one row: times as fast", claimed, own, whose=MODELS[name])]
+    parts += [kept(found, name, variant, f"{bits}, 0%", "T4")] if answers else []
+    return Finding(parts, [own, of_base(found, name)])
 
 
 def throughput(evidence: Evidence) -> Finding:
-    """How fast the student reads in 8 bits."""
-    metric = "times_as_fast_student_int8"
-    own = the([record for record in evidence("speed") if metric in record["metrics"]], comparison="stages")
-    claimed = 1 + printed(WIKI, "takeaways", "throughput_gain", "8-bit")[0] / 100
-    return Finding([rate("reading in LLM.int8: times as fast", claimed, own, metric)], [own])
+    """How fast DistilBERT reads in 8 bits."""
+    own = the(evidence("speed"), comparison="stages")
+    names = [name for name in comparison.SUBJECTS if f"times_as_fast_{name}_int8" in own["metrics"]]
+    if not names:
+        raise Missing
+    metric, claimed = (
+        f"times_as_fast_{names[0]}_int8",
+        1 + printed(WIKI, "takeaways", "throughput_gain", "8-bit")[0] / 100,
+    )
+    return Finding([rate("reading in LLM.int8: times as fast", claimed, own, metric, MODELS[names[0]])], [own])
 
 
 # --- numbers of answers
 
 
-def paired(what: str, paper: list[float], answers: tuple, one: str, other: str, guess: float | None = None) -> Part:
-    """Two models' median scores compared, in percent, with a 95% bootstrap interval over the same rows of both.
+def on_cpu(model: str) -> dict:
+    """The values of a unit that was measured on the processor."""
+    return {"task": TASK, "model": model, "device": None}
 
-    `paper`: their published scores in percent; `answers`: runs, truth and score, as for `metrics.resample`. With what a
-    guess scores, it is the share that one keeps of the other's lead over it; without, the difference.
+
+def of_base(found: Sequence[dict], name: str) -> dict:
+    """A model's record in fp32."""
+    return the(found, model=name, variant=BASE)
+
+
+def paired(part: Part, answers: tuple, one: str, other: str, guess: float | None = None) -> Part:
+    """The part with ours: two models' median scores compared, with a 95% bootstrap interval over the same rows.
+
+    `answers`: runs, truth and score, as for `metrics.resample`. With what a guess scores, it is the share in percent
+    that one keeps of the other's lead over it; without, the difference in points.
     """
     (runs, truth, score), names = answers, (one, other)
     if not set(names) <= runs.keys():
         raise Missing
 
     def compare(own: np.ndarray, rival: np.ndarray) -> np.ndarray:
-        return own - rival if guess is None else (own - guess) / (rival - guess)
+        return 100 * (own - rival if guess is None else (own - guess) / (rival - guess))
 
-    drawn = metrics.resample({name: runs[name] for name in names}, truth, score, REPLICATES, np.random.default_rng(0))
-    ours = compare(*(np.median(score(runs[name], truth)) for name in names))
-    ends = metrics.interval(compare(*(drawn[name] for name in names)))
+    drawn = metrics.resample({name: runs[name] for name in names}, truth, score)
+    ours = compare(*(np.median([score(own, truth) for own in runs[name]]) for name in names))
+    low, high = metrics.interval(compare(*(drawn[name] for name in names)))
     seeds, rows = runs[one].shape
-    basis, claimed = f"{seeds} seed{'s' if seeds > 1 else ''}, {rows:,} rows", compare(*(one / 100 for one in paper))
-    return Part(what, 100 * claimed, 0, *(100 * float(value) for value in (ours, *ends)), basis)
+    basis = f"{part.basis}; {seeds} seed{'s' if seeds > 1 else ''}, {rows:,} rows"
+    return part._replace(ours=float(ours), low=low, high=high, basis=basis)
 
 
-def kept(evidence: Evidence, experiment: str, variant: str, bits: str, gpu: bool = False) -> Finding:
+def kept(found: Sequence[dict], name: str, variant: str, bits: str, setup: str) -> Part:
     """Of fp32's lead over guessing on SST-2, what a variant keeps; `bits`: what the published one has, and is cut."""
-    found, units, setup = evidence(experiment), ON_GPU if gpu else [ON_CPU], "T4" if gpu else "CPU Xeon"
-    own = {name: the(found, *units, variant=name) for name in (variant, BASE)}
-    runs = {name: unpack(record["details"]["predictions"])[None] for name, record in own.items()}
+    own = {one: the(found, model=name, variant=one) for one in (variant, BASE)}
+    runs = {one: unpack(record["details"]["predictions"])[None] for one, record in own.items()}
     truth = unpack(own[BASE]["details"]["references"])
     names = [f"DistilBERT {one} structured pruning" for one in (bits, "fp32, 0%")]
-    paper, guess = printed(MSC, "findings", "accuracy", *names, setup=setup), metrics.by_guessing(TASK, truth)
-    what, answers = "SST-2: kept of fp32's lead over guessing (%)", (runs, truth, comparison.share_equal)
-    return Finding([paired(what, paper, answers, variant, BASE, guess)], [own[variant]])
+    few, whole = (score / 100 for score in printed(MSC, "findings", "accuracy", *names, setup=setup))
+    guess, what = metrics.by_guessing(TASK, truth), "SST-2: kept of fp32's lead over guessing (%)"
+    claimed = 100 * (few - guess) / (whole - guess)
+    part = Part(what, claimed, 0, 0, 0, 0, MODELS[name], whole=100)
+    return paired(part, (runs, truth, metrics.share_equal), variant, BASE, guess)
 
 
-def reviews(evidence: Evidence) -> Finding:
-    """Of the teacher's lead over guessing on IMDb, what the student keeps."""
-    found = evidence("imdb")
-    found = of(found, length=the(found, model="teacher")["unit"]["length"])
-    answers = comparison.runs_of(found), unpack(found[0]["details"]["references"]), comparison.share_equal
-    paper, what = printed(PAPER, "2", "accuracy", "DistilBERT", "BERT-base"), "kept of the teacher's lead over guessing"
-    return Finding([paired(f"IMDb: {what} (%)", paper, answers, "student", "teacher", guess=0.5)], found)
+def int8_answers(evidence: Evidence) -> Finding:
+    """What PyTorch's dynamic int8 keeps on the processor of fp32's lead over guessing."""
+    found = of(evidence("quantization"), task=TASK, device=None)
+    name = judged_by(found)
+    used = [the(found, model=name, variant="torch_int8"), of_base(found, name)]
+    return Finding([kept(found, name, "torch_int8", "8-bit, 0%", "CPU Xeon")], used)
 
 
-def squad(evidence: Evidence, one: str = "student", other: str = "teacher") -> Finding:
-    """Two models' F1 on SQuAD: what one keeps of the teacher's, or how far it is ahead of another."""
-    found, names = evidence("squad"), {"teacher": "BERT-base", "student": "DistilBERT", "student_d": "DistilBERT (D)"}
-    rows = len(unpack(the(found, model=one)["details"]["f1"]))
-    answers = comparison.runs_of(found, "f1"), np.zeros(rows), comparison.share_right
-    shared = other == "teacher"
-    what = "SQuAD: kept of the teacher's F1 (%)" if shared else "SQuAD: F1 with it, less without (points)"
-    paper = printed(PAPER, "2", "f1", names[one], names[other])
-    return Finding([paired(what, paper, answers, one, other, guess=0.0 if shared else None)], found)
+def behind(evidence: Evidence, experiment: str, score: str) -> Finding:
+    """How many points DistilBERT is behind its teacher, where the paper's text says within how many."""
+    found = evidence(experiment)
+    found = of(found, length=the(found, model="teacher")["unit"].get("length"))
+    name, teacher = judged_by(found), of(found, model="teacher")
+    used, (within,) = [*teacher, *of(found, model=name)], printed(PAPER, "text", f"{score}_within", "DistilBERT")
+    if score == "f1":
+        truth, answers, share = np.zeros(len(unpack(teacher[0]["details"]["f1"]))), "f1", metrics.share_right
+        guess, whole = 0.0, teacher[0]["metrics"]["f1"]
+    else:
+        truth, answers, share = unpack(teacher[0]["details"]["references"]), "predictions", metrics.share_equal
+        guess, whole = 100 * max(truth.mean(), 1 - truth.mean()), 100 * teacher[0]["metrics"]["accuracy"]
+    what = f"{'SQuAD' if score == 'f1' else 'IMDb'}: ahead of its teacher (points)"
+    part = Part(what, -within, guess - whole, 0, 0, 0, MODELS[name], whole=0, seeds=len(used) - len(teacher))
+    return Finding([paired(part, (comparison.runs_of(used, answers), truth, share), name, "teacher")], used)
+
+
+def twice(evidence: Evidence) -> Finding:
+    """How far the student that is distilled a second time is ahead of the one that isn't."""
+    found, names = evidence("squad"), {"student_d": "DistilBERT (D)", "student": "DistilBERT"}
+    used = [record for name in names for record in of(found, model=name)]
+    one, other = printed(PAPER, "2", "f1", *names.values())
+    rows = len(unpack(the(used, model="student_d")["details"]["f1"]))
+    part = Part("SQuAD: F1 with it, less without (points)", one - other, 0, 0, 0, 0, MODELS["student"])
+    part = paired(part, (comparison.runs_of(used, "f1"), np.zeros(rows), metrics.share_right), *names)
+    return Finding([part._replace(seeds=len(used) // 2)], used)
 
 
 def glue(evidence: Evidence) -> Finding:
-    """What the student keeps of its teacher's mean score; without an effect, what guessing would."""
-    found = evidence("glue")
-    graded, parts = Comparison(found, REPLICATES), []
-    if not {"teacher", "student"} <= set(graded.models):
+    """What DistilBERT keeps of its teacher's mean score; without an effect, what guessing would."""
+    name = judged_by(evidence("glue"))
+    used = [*of(evidence("glue"), model="teacher"), *of(evidence("glue"), model=name)]
+    graded, parts = Comparison(used), []
+    if graded.models != ["teacher", name]:
         raise Missing
     claimed = printed(PAPER, "abstract", "retention_of_bert_base", "DistilBERT")
     truths = {task: unpack(graded.cells[task, "teacher"][0]["details"]["references"]) for task in graded.tasks}
     for scope, words in ((MACRO, f"{len(graded.tasks)} tasks"), (WITHOUT_WNLI, "… without WNLI")):
         tasks = [task for task in graded.tasks if scope == MACRO or task != "wnli"]
         guessed = 100 * np.mean([metrics.by_guessing(task, truths[task]) for task in tasks])
-        share = [100 * value for value in graded.retention(scope, "student")]
-        what, seeds = f"kept of the teacher's mean score, {words} (%)", len(graded.seeds(tasks[0], "student"))
-        parts.append(Part(what, *claimed, guessed / graded.score(scope, "teacher"), *share, f"{seeds} seeds"))
-    return Finding(parts, found)
+        share = [100 * value for value in graded.retention(scope, name)]
+        what, seeds = f"kept of the teacher's mean score, {words} (%)", len(graded.seeds(tasks[0], name))
+        trained = seeds if name == "released" else 1  # of ours, one pretraining is fine-tuned
+        none, basis = guessed / graded.score(scope, "teacher"), f"{MODELS[name]}; {seeds} fine-tuning seeds"
+        parts.append(Part(what, *claimed, none, *share, basis, whole=100, seeds=trained))
+    return Finding(parts, graded.records)
 
 
-def without(evidence: Evidence, *names: str) -> Finding:
+def without(evidence: Evidence, names: Sequence[str]) -> Finding:
     """What the mean score loses by each thing that a student goes without."""
-    (graded, found, basis), parts = ablated(evidence, *names), []
+    (graded, basis), parts = ablated(evidence, *names), []
     for name in names:
         claimed = printed(PAPER, "4", "macro_average_delta", comparison.PUBLISHED_ABLATION[name])
         ours = [100 * value for value in graded.difference(MACRO, name)]
-        what = f"{tables.MODELS[name]}: change of the mean (points)"
-        parts.append(Part(what, *claimed, 0, *ours, basis, decimals=2))
-    return Finding(parts, found)
+        what = f"{MODELS[name]}: change of the mean (points)"
+        parts.append(Part(what, *claimed, 0, *ours, basis, decimals=2, seeds=1))
+    return Finding(parts, graded.records)
 
 
 def less_text(evidence: Evidence) -> Finding:
-    """What CoLA and STS-B lose by a quarter of the text, beyond what SST-2 does."""
-    (graded, found, basis), parts = ablated(evidence, "quarter_text"), []
+    """What CoLA and STS-B lose by less text, beyond what SST-2 does."""
+    (graded, basis), parts = ablated(evidence, "quarter_text"), []
     for task in [task for task in ("cola", "stsb") if {task, TASK} <= set(graded.tasks)]:
         drawn = [graded.drawn(name)["quarter_text"] - graded.drawn(name)["student"] for name in (task, TASK)]
         ours = [100 * graded.difference(name, "quarter_text")[0] for name in (task, TASK)]
         what, ends = f"change on {task}, less that on {TASK} (points)", metrics.interval(100 * (drawn[0] - drawn[1]))
-        parts.append(Part(what, None, 0, ours[0] - ours[1], *ends, basis, sign=-1))
-    return Finding(parts, found)
+        parts.append(Part(what, None, 0, ours[0] - ours[1], *ends, basis, sign=-1, seeds=1))
+    return Finding(parts, graded.records)
 
 
-def ablated(evidence: Evidence, *names: str) -> tuple[Comparison, list[dict], str]:
-    """Students that go without something beside the whole recipe's, on the tasks that judge them, and how often."""
-    graded, ablation = evidence("glue"), evidence("ablation")
-    own = [record for name in names for record in of(ablation, model=name) if "task" in record["unit"]]
-    tasks = {record["unit"]["task"] for record in own or graded}
-    own += [r for r in graded if r["unit"]["task"] in tasks and r["unit"]["model"] in ("student", *names)]
-    made = Comparison(own, REPLICATES)
-    if not {"student", *names} <= set(made.models):
+def ablated(evidence: Evidence, *names: str) -> tuple[Comparison, str]:
+    """Students that go without something beside the whole recipe's, on the tasks that all have, and how often."""
+    found = [r for r in [*evidence("glue"), *evidence("ablation")] if "task" in r["unit"]]
+    own = {name: {r["unit"]["task"] for r in of(found, model=name)} for name in ("student", *names)}
+    tasks = set.intersection(*own.values())
+    made = Comparison([r for r in found if r["unit"]["model"] in own and r["unit"]["task"] in tasks])
+    if set(made.models) != set(own):
         raise Missing
-    return made, own, f"{len(made.seeds(made.tasks[0], 'student'))} fine-tuning seeds, {len(made.tasks)} tasks"
+    return (
+        made,
+        f"{len(made.seeds(made.tasks[0], 'student'))} fine-tuning seeds, one pretraining, {len(made.tasks)} tasks",
+    )
 
 
 def changed(evidence: Evidence, stage: str) -> Finding:
-    """How far a stage of the student is from it as pretrained, in masked-LM loss on WikiText-2."""
-    found = of(grid(evidence("perplexity")), model="student", text="wikitext")
-    made, words = change(found, "student", "wikitext", stage), "fine-tuned" + " and in 8 bits," * stage.endswith("int8")
+    """How far a stage of DistilBERT is from it as pretrained, in masked-LM loss on WikiText-2."""
+    found = of(language.grid(evidence("perplexity")), text="wikitext")
+    name = judged_by(found)
+    made, tuned = language.change(found, name, "wikitext", stage), of(found, model=name, stage=stage)
     if made is None:
         raise Missing
-    what, ours = f"masked-LM loss, {words} less pretrained (nats)", (made.mean, made.low, made.high)
-    return Finding([Part(what, None, 0, *ours, "WikiText-2, by documents", sign=-1, decimals=3)], found)
+    claimed = None
+    if stage in language.BENCHMARK_STAGES:
+        claimed = float(language.printed(stage=stage)["wikitext"] - language.printed()["wikitext"])
+    what, basis = f"masked-LM loss {language.STAGES[stage]}: change (nats)", f"{MODELS[name]}; WikiText-2, by documents"
+    seeds = len(tuned) if "seed" in tuned[0]["unit"] else SEEDS
+    part = Part(what, claimed, 0, made.mean, made.low, made.high, basis, sign=-1, decimals=3, seeds=seeds)
+    return Finding([part], [*of(found, model=name, stage="base"), *tuned])
 
 
 class Claim(NamedTuple):
@@ -331,49 +334,37 @@ class Claim(NamedTuple):
     text: str
     source: str  # as in results/published/sources.csv
     notebook: str  # its number
-    measures: Sequence[Callable[[Evidence], Finding]]  # each gives one or more of the numbers
-    needs: str = ""  # what is missing where it is not measured, if it isn't just the notebook
+    hardware: str = ""  # that it is about, of `HARDWARE`: what isn't counted was to be measured there
+    run: str = ""  # what to run where nothing was measured, if it isn't just the notebook
 
 
 TERMS = ("no_distillation", "no_masked_lm", "no_cosine")
-CLAIMS = [
-    Claim("smaller", "40% smaller than BERT-base", PAPER, "08", [smaller], "run 08 from laptop up"),
-    Claim("faster", "60% faster than BERT-base", PAPER, "08", [faster], "run 08 from laptop up"),
-    Claim("glue", "keeps 97% of BERT's score on GLUE", PAPER, "02", [glue]),
-    Claim("close", "close behind BERT on IMDb and SQuAD", PAPER, "04", [reviews, squad], "run 03 and 04"),
-    Claim("twice", "distilling a second time helps", PAPER, "04", [lambda e: squad(e, "student_d", "student")]),
-    Claim("terms", "each term of the loss helps", PAPER, "01", [lambda e: without(e, *TERMS)]),
-    Claim(
-        *("layers", "the teacher's layers are a good start", PAPER, "01"),
-        [lambda e: without(e, "random")],
-        "run 01 and 02",
-    ),
-    Claim("text", "less pretraining text hurts CoLA and STS-B most", TINY, "01", [less_text]),
-    Claim(
-        *("int8", "int8 is smaller, faster and nearly as accurate", EDGE, "06"),
-        [int8_at_full_size, lambda e: kept(e, "quantization", "torch_int8", "8-bit, 0%")],
-    ),
-    Claim(
-        *("four_bits", "4 bits cost nothing on a GPU", MSC, "06"),
-        [lambda e: kept(e, "quantization", "bnb_nf4", "4-bit, 0%", gpu=True)],
-        "needs a GPU",
-    ),
-    Claim("gpu", "8 bits are slower than fp32 on a T4", MSC, "06", [int8_on_gpu], "needs a GPU"),
-    Claim(
-        *("zeros", "unstructured pruning buys neither size nor speed", EDGE, "07"),
-        [lambda e: pruned(e, "weights_80", size=100.0, times=1.0)],
-    ),
-    Claim(
-        *("cutting", "structured pruning buys both, with recovery", MSC, "07"),
-        [lambda e: pruned(e, CUT), lambda e: kept(e, "pruning", CUT, "8-bit, 50%")],
-    ),
-    Claim("orthogonal", "pruning adds to what int8 gains", EDGE, "07", [beside_int8]),
-    Claim("edge", "int8 makes it ready for a phone", EDGE, "09", [exported]),
-    Claim("phone", "71% faster than BERT on a phone, in 207 MB", PAPER, "09", [], "needs a phone"),
-    Claim("tuned", "fine-tuning on WikiText lowers perplexity", WIKI, "05", [lambda e: changed(e, "wikitext")]),
-    Claim("rate", "8 bits raise throughput by 15 to 20%", WIKI, "05", [throughput]),
-    Claim("back", "fine-tuning wins back what 8 bits lost", WIKI, "05", [lambda e: changed(e, "wikitext_int8")]),
-]
+MEASURES: dict[str, Sequence[Callable[[Evidence], Finding]]] = {  # by a claim's name in results/published/claims.csv
+    "smaller": [smaller],
+    "faster": [faster],
+    "glue": [glue],
+    "imdb": [partial(behind, experiment="imdb", score="accuracy")],
+    "squad": [partial(behind, experiment="squad", score="f1")],
+    "twice": [twice],
+    "terms": [partial(without, names=TERMS)],
+    "layers": [partial(without, names=("random",))],
+    "text": [less_text],
+    "int8": [int8_at_full_size, int8_loss],
+    "eight": [int8_answers],
+    "four_bits": [partial(bits_on_gpu, variant="bnb_nf4", bits="4-bit", answers=True)],
+    "gpu": [partial(bits_on_gpu, variant="bnb_int8", bits="8-bit")],
+    "zeros": [zeros],
+    "cutting": [cut_and_int8],
+    "orthogonal": [beside_int8],
+    "edge": [exported],
+    "phone": [],
+    "tuned": [partial(changed, stage="wikitext")],
+    "rate": [throughput],
+    "back": [partial(changed, stage="int8"), partial(changed, stage="wikitext_int8")],
+}
+
+
+CLAIMS = [Claim(**row) for row in pd.read_csv(SAID, dtype=str, keep_default_na=False).to_dict("records")]
 Judged = Sequence[tuple[Claim, Finding]]
 
 
@@ -384,9 +375,12 @@ def judge(evidence: Evidence) -> Judged:
 
 def _measured(claim: Claim, evidence: Evidence) -> Finding:
     found, problems = [], []
-    for measure in claim.measures:
+    for measure in MEASURES[claim.name]:
         try:
-            found.append(measure(evidence))
+            own = measure(evidence)
+            there = all(map(HARDWARE.get(claim.hardware, bool), own.records))
+            parts = [part if there or "counted" in part.basis else part._replace(beside=True) for part in own.parts]
+            found.append(own._replace(parts=parts))
         except Missing:
             continue
         except InputError as error:
@@ -407,10 +401,12 @@ def ledger(judged: Judged) -> pd.DataFrame:
         head = {"claim": f"{claim.text} ({claim.source})", "verdict": f"**{finding.verdict}**"}
         head["notebook"] = f"[{claim.notebook}]({path.name})"
         if not finding.parts:
-            rows.append(head | {"ours": f"{tables.NOTHING} {claim.needs or f'run {claim.notebook}'}"})
+            lacks = f"needs {claim.hardware}" if claim.hardware else claim.run or f"run {claim.notebook}"
+            rows.append(head | {"ours": f"{tables.NOTHING} {lacks}"})
         for part in finding.parts:
             says = f": {part.verdict}" if len(finding.parts) > 1 else ""
-            row = {"number": part.what, "ours": part.text + (", too wide to tell" if part.undecided else says)}
+            says = f", beside it: not on {claim.hardware}" if part.beside else says
+            row = {"number": part.what, "ours": part.text + says}
             row["published"] = None if part.printed is None else f"{part.printed:,.{part.decimals}f}"
             rows.append(row | {"n": part.basis} | head)
             head = {"claim": "…", "verdict": "", "notebook": ""}
@@ -423,9 +419,3 @@ def headline(judged: Judged) -> str:
     counts = Counter(finding.verdict for _, finding in judged)
     says = [f"{counts[verdict]} {words}" for verdict, words in COUNTED.items() if counts[verdict]]
     return f"Of {len(judged)} claims, {', '.join(says)}."
-
-
-def in_words(judged: Judged) -> str:
-    """How many claims hold, in part, or not, and which."""
-    names = {verdict: [claim.text for claim, found in judged if found.verdict == verdict] for verdict in COUNTED}
-    return "\n".join(f"- {name.capitalize()} ({len(own)}): {'; '.join(own)}." for name, own in names.items() if own)

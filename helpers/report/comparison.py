@@ -1,8 +1,10 @@
-"""Fine-tuned models side by side: medians over seeds, what a student keeps of its teacher, paired tests."""
+"""Models side by side: medians over seeds, what a student keeps of its teacher, paired tests; and ours beside what was
+published: the rule of the verdicts."""
 
 import functools
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,14 +20,30 @@ SURE = 0.05  # p-values below this are called clear
 Runs = dict[str, np.ndarray]  # what is kept of each row, [seeds, rows], by model
 
 
+HOLDS, IN_PART, NOT, UNDECIDED = "holds", "holds in part", "does not hold", "undecided"
+UNMEASURED = "not measured here"
+COUNTED = {HOLDS: "hold", IN_PART: "hold in part", NOT: "do not hold", UNDECIDED: "stay undecided"}
+COUNTED |= {UNMEASURED: "were not measured"}
+ALIKE = 0.05  # of the published effect: what ours may fall short and still count as the same
+HALF = 0.5  # of it: what there must be for a claim to hold in part
+SEEDS = 2  # trainings that a claim about training needs
+SUBJECTS = ("released", "student")
+
+
+def subject(found: Sequence[dict]) -> str | None:
+    """Whom a claim about DistilBERT is judged by: the released one where it has records, else our student."""
+    there = {record["unit"].get("model") for record in found}
+    return next((name for name in SUBJECTS if name in there), None)
+
+
 class Comparison:
     """Records of GLUE by task, model and seed. Scores are medians over seeds; macro scores are means over tasks.
 
     Models that lack a task are left out, and then seeds that any cell lacks: what is compared is a whole grid.
     """
 
-    def __init__(self, found: Sequence[dict], replicates: int = 300):
-        """`replicates` of the bootstrap, over rows and seeds."""
+    def __init__(self, found: Sequence[dict], replicates: int = metrics.REPLICATES):
+        """`replicates` of the bootstrap, over rows and seeds; a permutation test has twice as many rounds."""
         cells: dict[tuple[str, str], list[dict]] = {}
         for record in sorted(found, key=lambda record: record["unit"]["seed"]):
             cells.setdefault((record["unit"]["task"], record["unit"]["model"]), []).append(record)
@@ -36,7 +54,8 @@ class Comparison:
         common = set.intersection(*seeds) if seeds else set()
         self.models = models if common else []
         self.cells = {key: [r for r in own if r["unit"]["seed"] in common] for key, own in cells.items() if common}
-        self.replicates, self._drawn = replicates, {}
+        self.records = [record for cell in self.cells.values() for record in cell]
+        self.replicates = replicates
 
     def seeds(self, task: str, model: str) -> np.ndarray:
         """The scores of each seed; for a macro score, of each seed over the tasks."""
@@ -62,16 +81,16 @@ class Comparison:
     def gap(self, task: str, one: str, other: str) -> tuple[float, float]:
         """By how much `one` is ahead of `other`, and the p-value that they are equally good (permutation test)."""
         runs, truth = self._runs(task)
-        p = metrics.permutation_test(runs[one], runs[other], truth, partial(metrics.quick_score, task), self.replicates)
+        score, rounds = partial(metrics.quick_score, task), 2 * self.replicates
+        p = metrics.permutation_test(runs[one], runs[other], truth, score, rounds)
         return self.score(task, one) - self.score(task, other), p
 
     def drawn(self, task: str) -> dict[str, np.ndarray]:
         """Bootstrap replicates of each model's median score over seeds, on the same rows: [replicates]."""
-        if task not in self._drawn:
-            random = np.random.default_rng(sorted(metrics.GLUE).index(task))
-            score = partial(metrics.quick_score, task)
-            self._drawn[task] = metrics.resample(*self._runs(task), score, self.replicates, random)
-        return self._drawn[task]
+        own = {name: [record["details"] for record in self.cells[task, name]] for name in self.models}
+        lines = {name: tuple(kept["predictions"] for kept in cell) for name, cell in own.items()}
+        truth = {name: cell[0]["references"] for name, cell in own.items()}
+        return {name: _drawn(task, name, lines[name], truth[name], self.replicates) for name in own}
 
     def _means(self, task: str, model: str) -> np.ndarray:
         return np.mean([self.drawn(t)[model] for t in _tasks(task, self.tasks)], axis=0)
@@ -81,14 +100,28 @@ class Comparison:
         return runs_of(found), unpack(found[0]["details"]["references"])
 
     def gaps_table(self, one: str, others: Sequence[str]) -> pd.DataFrame:
-        """By how many points `one` is ahead of each of the others, with the p-value of a paired test."""
-        columns = []
+        """By how many points `one` is ahead of each of the others, with the p-value of a paired test.
+
+        A star: clear although so many were looked at (Holm, over all of the table).
+        """
+        gaps = {(task, other): self.gap(task, one, other) for task in self.tasks for other in others}
+        clear, columns = metrics.holm({key: p for key, (_, p) in gaps.items()}, SURE), []
+
+        def p_value(task: str, other: str) -> str:
+            return metrics.written(gaps[task, other][1], 2 * self.replicates) + "*" * ((task, other) in clear)
+
         for other in others:
-            gaps = {task: self.gap(task, one, other) for task in self.tasks}
-            points, p = ({task: gap[i] for task, gap in gaps.items()} for i in (0, 1))
+            points = {task: gaps[task, other][0] for task in self.tasks}
             columns.append(Column(f"{MODELS[one]} − {MODELS[other]} (points)", points.get, "{:+z.1f}", 100))
-            columns.append(Column(f"p, against the {MODELS[other]}", p.get, "{:.3f}"))
+            columns.append(Column(f"p, against the {MODELS[other]}", partial(p_value, other=other)))
         return tables.build(self.tasks, columns, str, "task")
+
+
+@functools.lru_cache(1000)  # the same models are compared in several ways
+def _drawn(task: str, model: str, lines: Sequence[str], references: str, replicates: int) -> np.ndarray:
+    runs, score = {model: np.stack([unpack(line) for line in lines])}, partial(metrics.quick_score, task)
+    seed = sorted(metrics.GLUE).index(task)
+    return metrics.resample(runs, unpack(references), score, replicates, seed)[model]
 
 
 PUBLISHED_ABLATION = {  # how the paper's Table 4 names what ours go without
@@ -108,34 +141,39 @@ def runs_of(found: Sequence[dict], detail: str = "predictions") -> Runs:
 
 def middles(runs: Runs, truth: np.ndarray, score: metrics.Score) -> dict[str, float]:
     """The median score over seeds in percent, by model."""
-    return {name: 100 * float(np.median(score(seeds, truth))) for name, seeds in runs.items()}
+    return {name: 100 * float(np.median([score(one, truth, None) for one in own])) for name, own in runs.items()}
 
 
 def beside(
-    runs: Runs, truth: np.ndarray, score: metrics.Score, header: str, against: Sequence[str], replicates: int = 300
+    runs: Runs,
+    truth: np.ndarray,
+    score: metrics.Score,
+    header: str,
+    against: Sequence[str],
+    replicates: int = metrics.REPLICATES,
 ) -> pd.DataFrame:
     """A row a model: its score in percent with a 95% bootstrap interval, also as a share of the teacher's, and how far
     it is ahead of some others.
 
     `runs` and `score` as for `metrics.resample`; p-values are of a paired permutation test.
     """
-    drawn = metrics.resample(runs, truth, score, replicates, np.random.default_rng(0))
+    drawn = metrics.resample(runs, truth, score, replicates)
     middle = middles(runs, truth, score)
 
     def with_interval(name: str) -> tuple[float, ...]:
         return middle[name], *(100 * end for end in metrics.interval(drawn[name]))
 
-    def gap(name: str, other: str) -> tuple[float, float] | None:
+    def gap(name: str, other: str) -> str | None:
         if other not in runs or other == name:
             return None
-        p = metrics.permutation_test(runs[name], runs[other], truth, score, replicates)
-        return middle[name] - middle[other], p
+        p = metrics.permutation_test(runs[name], runs[other], truth, score, 2 * replicates)
+        return f"{middle[name] - middle[other]:+z.1f} (p {metrics.written(p, 2 * replicates)})"
 
     columns = [Column(header, with_interval, "{:.1f} ({:.1f} to {:.1f})")]
     columns += [Column(KEPT, lambda name: 100 * middle[name] / middle["teacher"] if middle.get("teacher") else None)]
     for other in against:
         name = f"ahead of the {MODELS[other]} (points)"
-        columns.append(Column(name, partial(gap, other=other), "{:+z.1f} (p = {:.3f})"))
+        columns.append(Column(name, partial(gap, other=other)))
     columns += [Column("n", lambda name: len(runs[name]), "{}")]
     return tables.build(runs, columns, MODELS.get, "model")
 
@@ -145,17 +183,7 @@ def p_value(task: str, own: str, other: str, references: str, texts: str | None 
     """Of the difference in score between two models' packed answers, by swapping them row by row, or text by text."""
     answers, truth = [unpack(line)[None] for line in (own, other)], unpack(references)
     whose = None if texts is None else unpack(texts)
-    return metrics.permutation_test(*answers, truth, partial(metrics.quick_score, task), rounds=2000, texts=whose)
-
-
-def share_equal(guesses: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Accuracy, over the last axis."""
-    return (guesses == truth).mean(axis=-1)
-
-
-def share_right(right: np.ndarray, _: np.ndarray) -> np.ndarray:
-    """The score of runs that already say, row by row, how right each answer is (0 to 1): the mean of the last axis."""
-    return right.mean(axis=-1)
+    return metrics.permutation_test(*answers, truth, partial(metrics.quick_score, task), texts=whose)
 
 
 def published(model: str, task: str, tasks: Sequence[str]) -> float:
@@ -183,6 +211,92 @@ def _tasks(task: str, tasks: Sequence[str]) -> list[str]:
 
 def ahead(runs: Runs, truth: np.ndarray, score: metrics.Score, one: str, other: str) -> str:
     """By how many points one model is ahead of another, and whether a paired test finds that clear."""
-    p = metrics.permutation_test(runs[one], runs[other], truth, score, rounds=300)
+    p = metrics.permutation_test(runs[one], runs[other], truth, score)
     middle, sure = middles(runs, truth, score), "clear" if p < SURE else "not clear"
-    return f"{middle[one] - middle[other]:+z.1f} points, {sure} in a paired test (p = {p:.3f})"
+    return f"{middle[one] - middle[other]:+z.1f} points, {sure} in a paired test (p {metrics.written(p)})"
+
+
+# --- ours beside what was published
+
+
+class Part(NamedTuple):
+    """One number that a claim hangs on: ours with its 95% interval beside the published one."""
+
+    what: str  # with its unit
+    printed: float | None  # None: the claim names a direction alone
+    none: float  # what it would be without any effect
+    ours: float
+    low: float
+    high: float
+    basis: str  # whose, how often, on what
+    sign: int = 1  # the direction, where no figure is printed
+    decimals: int = 1
+    whole: float | None = None  # what it would be if nothing were lost, where something is said to be kept
+    seeds: int = SEEDS  # trainings that it rests on, where there were any
+    beside: bool = False  # measured on other hardware than the claim is about
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves out that there is no effect."""
+        return not self.low <= self.none <= self.high
+
+    @property
+    def scaled(self) -> tuple[float, float, float] | None:
+        """The interval's low end, ours and the high end as shares of the published effect; None where none is."""
+        if self.printed is None or self.printed == self.none:
+            return None
+        shares = [(value - self.none) / (self.printed - self.none) for value in (self.low, self.ours, self.high)]
+        return min(shares), shares[1], max(shares)
+
+    @property
+    def verdict(self) -> str:
+        """By the rule that `RULE` states."""
+        if self.beside:
+            return UNMEASURED
+        found = self._effect() if self.whole is None else self._kept()
+        return UNDECIDED if found in (HOLDS, IN_PART) and self.seeds < SEEDS else found
+
+    def _effect(self) -> str:
+        near, one_way = ALIKE * abs(self.none), self.sign * (self.ours - self.none) > 0
+        inside = self.none - near <= self.low and self.high <= self.none + near
+        if self.printed is None:
+            return NOT if inside else UNDECIDED if not self.clear else HOLDS if one_way else NOT
+        if abs(self.printed - self.none) <= near:  # nothing changes
+            outside = self.high < self.none - near or self.low > self.none + near
+            return HOLDS if inside else NOT if outside else UNDECIDED
+        low, share, high = self.scaled
+        if not self.clear:
+            return UNDECIDED if low <= 1 <= high else NOT
+        return HOLDS if share >= 1 - ALIKE else IN_PART if share >= HALF else NOT
+
+    def _kept(self) -> str:
+        lost = self.whole - self.printed
+        if lost / (self.whole - self.none or lost) <= 0:  # nothing is lost
+            return self._replace(printed=self.whole, none=self.whole, whole=None)._effect()
+        least, ours, most = sorted((self.whole - value) / lost for value in (self.low, self.ours, self.high))
+        if least <= 1 + ALIKE:
+            return HOLDS if most <= 1 / HALF else UNDECIDED
+        return IN_PART if ours <= 1 / HALF else NOT
+
+    @property
+    def text(self) -> str:
+        """Ours with its interval, where there is one."""
+        ours, low, high = (f"{value:,.{self.decimals}f}" for value in (self.ours, self.low, self.high))
+        return ours if self.low == self.high else f"{ours} ({low} to {high})"
+
+
+class Finding(NamedTuple):
+    """What was measured of a claim: its numbers, none where it wasn't, and just the records that they are made from."""
+
+    parts: Sequence[Part] = ()
+    records: Sequence[dict] = ()
+
+    @property
+    def verdict(self) -> str:
+        """That of its numbers, where those that count agree."""
+        found = {part.verdict for part in self.parts} or {UNMEASURED}
+        for open_ in (UNMEASURED, UNDECIDED):  # what is open decides, unless something is known to fail
+            if open_ in found and found <= {HOLDS, UNDECIDED, UNMEASURED}:
+                return open_
+        found -= {UNMEASURED, UNDECIDED}
+        return found.pop() if len(found) == 1 else IN_PART

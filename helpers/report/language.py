@@ -143,23 +143,3 @@ def scored(found: Sequence[dict], model: str, metric: str = "loss") -> pd.DataFr
         for text, value in printed(metric, stage).items():
             table.setdefault((stage, text), {})[PUBLISHED] = value
     return pd.DataFrame(table)
-
-
-def mistakes_table(found: Sequence[dict], model: str) -> pd.DataFrame:
-    """A row a way of scoring the model as pretrained: loss in nats (perplexity) on each text, the published ones last.
-
-    Beside them, how far their losses are from the published ones, as `nearest_mistakes` has it. Of the right way also
-    the mean of the batches' perplexities, averaged last instead of first.
-    """
-    ways, near = scored(found, model, "perplexity")["base"], nearest_mistakes(found, model)
-    means = scored(found, model, "mean_of_batch_perplexities")["base"].rename({"right": MEANS})
-    ways, form = pd.concat([ways[:1], means[:1], ways[1:]]), "{:.2f} ({:,.1f})"
-    columns = [Column(TEXTS[text], lambda way, by=by: (np.log(by[way]), by[way]), form) for text, by in ways.items()]
-    columns.append(Column("off the published losses (nats)", near.get, "{:.2f}"))
-    return tables.build(ways.index, columns, str, "way of scoring")
-
-
-def nearest_mistakes(found: Sequence[dict], model: str) -> pd.Series:
-    """How far each way of scoring is from the published base losses, in nats over the texts, the nearest first."""
-    losses = scored(found, model)["base"]
-    return (losses - losses.loc[PUBLISHED]).abs().mean(axis=1).drop(PUBLISHED).sort_values()

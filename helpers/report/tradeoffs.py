@@ -1,4 +1,4 @@
-"""Compressed variants, of notebooks 06 and 07: what each costs in accuracy and buys in size, memory and time."""
+"""Compressed variants, of notebooks 06, 07 and 09: what each costs in accuracy and buys in size, memory and time."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,16 +6,19 @@ import numpy as np
 import pandas as pd
 
 from ..compression import variants
-from ..compression.variants import BASE, INT8, MODEL, TASK
+from ..compression.variants import BASE, FORMATS, INT8, TASK
 from ..measure import metrics, records
 from ..measure.records import Evidence, of, unpack
 from . import comparison, tables
+from .comparison import subject
 from .tables import INTERVAL, Column, ends
 
 NEAR = 1.0  # points: what a variant may lose and still be advised
 HARDLY = 3.0  # points: no more than this above knowing nothing
 SCORE, SIZE = Column("score (%)", "score", "{:.1f}", 100), Column("size (MB)", "size_mb")
+AGAINST = "against the whole model, trained as long (points)"
 TIMES = "latency_times_as_fast"  # as fp32, for one row
+EXPORTED_TIMES = Column("times as fast", ends("latency_times_as_fast"), INTERVAL)
 OPTIONAL = ("… on the GPU (MB)", "cold start, of it imports (s)")  # columns that are left out where nothing is in them
 
 
@@ -46,9 +49,19 @@ def p_value(record: dict, reference: dict) -> float:
     return comparison.p_value(record["unit"]["task"], *lines, record["details"]["references"])
 
 
+def rival(record: dict, found: Sequence[dict]) -> dict:
+    """What a variant's answers are judged against, of the records: the whole model in fp32, trained as long.
+
+    A variant that was trained again has had more training than fp32, which gains by that, too.
+    """
+    unit, control = record["unit"], f"{BASE}_recovered"
+    again = variants.parse(unit["variant"]).recovered and unit["variant"] != control
+    alike = of(found, **unit | {"variant": control}) if again else []
+    return (alike or of(found, **unit | {"variant": BASE}))[0]
+
+
 def _p(record: dict, reference: dict) -> str:
-    value = p_value(record, reference)
-    return "< 0.01" if value < 0.01 else f"{value:.2f}"
+    return metrics.written(p_value(record, reference))
 
 
 def _points(record: dict, reference: dict) -> float:
@@ -71,7 +84,7 @@ def table(found: Sequence[dict], task: str, model: str, missing: dict[str, str])
     base = next(iter(of(own, variant=BASE)), None)
 
     def beside(value: Callable[[dict, dict], float | str]) -> Callable[[dict], float | str | None]:
-        return lambda record: None if base is None or record is base else value(record, base)
+        return lambda record: None if base is None or record is base else value(record, rival(record, own))
 
     def cold_start(record: dict) -> tuple[float, float] | None:
         scores = record["metrics"]
@@ -80,7 +93,7 @@ def table(found: Sequence[dict], task: str, model: str, missing: dict[str, str])
     columns = [
         SCORE,
         Column("agrees with fp32 (%)", "agreement", "{:.1f}", 100),
-        Column("against fp32 (points)", beside(_points), "{:+z.1f}"),
+        Column(AGAINST, beside(_points), "{:+z.1f}"),
         Column("p", beside(_p)),
         SIZE,
         Column("weights in memory (MB)", "footprint_mb"),
@@ -123,7 +136,7 @@ def everything(found: Sequence[dict]) -> pd.DataFrame:
     for record in found:
         unit, (base,) = record["unit"], of(found, **record["unit"] | {"variant": BASE})
         name = f"{unit['task']}, {tables.MODELS[unit['model']]}"
-        p = "" if record is base else f" (p {_p(record, base)})"
+        p = "" if record is base else f" (p {_p(record, rival(record, found))})"
         row = rows.setdefault(label(record), {})
         row |= {f"{name}: score (%)": SCORE.cell(record) + p, f"{name}: size (MB)": SIZE.cell(record)}
         row[f"{name}: times as fast"] = f"{record['metrics'][TIMES]:.2f}"
@@ -175,7 +188,8 @@ def in_words(found: Sequence[dict], task: str, model: str) -> str:
         return ""
     base, batch, says = by_name.pop(BASE), "throughput_times_as_fast", []
     whole, rest = base["metrics"], frame(list(by_name.values()))
-    rest["points"] = rest.score - 100 * whole["score"]
+    rivals = {name: rival(record, [base, *by_name.values()]) for name, record in by_name.items()}
+    rest["points"] = [_points(record, rivals[name]) for name, record in by_name.items()]
     best = {metric: rest.loc[rest[metric].idxmax()] for metric in (TIMES, batch)}
     smallest = rest.loc[rest.size_mb.idxmin()]
     for what, row, gain in (
@@ -183,7 +197,7 @@ def in_words(found: Sequence[dict], task: str, model: str) -> str:
         ("fastest for a batch", best[batch], f"{best[batch][batch]:.1f} times as fast as fp32"),
         ("smallest", smallest, f"{smallest.size_mb:.1f} MB, where fp32 has {whole['size_mb']:.1f}"),
     ):
-        p = _p(by_name[row.variant], base)
+        p = _p(by_name[row.variant], rivals[row.variant])
         says.append(f"- The {what}: {row.label}, {gain}, {row.points:+z.1f} points (p {p}).")
     peaks = rest.dropna(subset="peak_memory_mb") if "peak_memory_mb" in rest else rest[:0]
     if len(peaks) > 1:
@@ -194,9 +208,10 @@ def in_words(found: Sequence[dict], task: str, model: str) -> str:
         )
     slow = rest[rest[f"{TIMES}_high"] < 1]
     says += [f"- Slower than fp32 for one row: {'; '.join(slow.label)}."] if len(slow) else []
-    clear = metrics.holm({name: p_value(record, base) for name, record in by_name.items()})
+    clear = metrics.holm({name: p_value(record, rivals[name]) for name, record in by_name.items()})
     listed = "; ".join(f"{row.label} ({row.points:+z.1f})" for row in rest.itertuples() if row.variant in clear)
-    says.append(f"- Scores clearly other than fp32's (Holm, {len(rest)} comparisons): {listed or 'none'}.")
+    other = f"- Scores clearly other than the whole model's, trained as long (Holm, {len(rest)} comparisons)"
+    says.append(f"{other}: {listed or 'none'}.")
     level = rest[rest.points > -NEAR - 1e-9]
     if len(level):
         fastest = dict.fromkeys(level.label[level[metric].idxmax()] for metric in (TIMES, batch))
@@ -210,13 +225,45 @@ def in_words(found: Sequence[dict], task: str, model: str) -> str:
 
 
 def points(evidence: Evidence) -> pd.DataFrame:
-    """A row a variant of the student on SST-2, of 06 and 07, as `frame` gives them; what both have, once.
+    """A row a variant of DistilBERT on SST-2, of 06 and 07, as `frame` gives them; what both have, once.
 
-    `trained`: whether it was trained again.
+    `points`: against the whole model, trained as long. `trained`: whether it was trained again.
     """
-    both = [of(evidence(name), task=TASK, model=MODEL, device=None) for name in ("quantization", "pruning")]
-    found = pd.concat([frame(one).assign(trained=number > 0) for number, one in enumerate(both)])
-    if not len(found):
-        return found
-    found.loc[found.variant == BASE, "trained"] = False
-    return found[found.variant != f"{BASE}_{INT8}"].drop_duplicates("variant", ignore_index=True)
+    every = [of(evidence(name), task=TASK, device=None) for name in ("quantization", "pruning")]
+    chosen = of([*every[1], *every[0]], model=subject(every[0] or every[1]))
+    found = {record["unit"]["variant"]: record for record in chosen}
+    found.pop(f"{BASE}_{INT8}", None)
+    made = frame(list(found.values()))
+    if BASE not in found:
+        return made[:0]
+    every = list(found.values())
+    own = [_points(record, rival(record, every)) for record in every]
+    return made.assign(points=own, trained=[variants.parse(name).recovered for name in found])
+
+
+# --- exported for a phone, of notebook 09
+
+
+def exported_label(record: dict) -> str:
+    """What was done to the model, and the format that it is in."""
+    return f"{variants.parse(record['unit']['variant']).label} ({FORMATS[record['unit']['format']]})"
+
+
+def exported_shares(found: Sequence[dict], head: str, threads: int) -> pd.DataFrame:
+    """Shares of the whole fp32 model in ONNX format: a row a variant; `latency` in one run, with ends, and `size`."""
+    own = {r["unit"]["variant"]: r["metrics"] for r in records.of(found, head=head, threads=threads, format="onnx")}
+    rows = {}
+    for name, scores in own.items() if BASE in own else ():
+        slow, low, high = (1 / scores[f"latency_times_as_fast{end}"] for end in ("", "_high", "_low"))
+        size = scores["size_mb"] / own[BASE]["size_mb"]
+        rows[name] = {"latency": slow, "latency_low": low, "latency_high": high, "size": size}
+    return pd.DataFrame(rows).T
+
+
+def published_on_android() -> pd.DataFrame:
+    """The table that was measured on Android's emulator: a row a variant, MB and milliseconds, and as shares."""
+    numbers = tables.published("reproducibility-extension-challenge", "android")
+    made = numbers.pivot_table(index="model", columns="metric", values="value", aggfunc="first", sort=False)
+    made = made.astype(float).assign(size_mb=lambda own: own.model_size * 2**20 / 1e6)  # printed in MiB
+    whole = made.loc["baseline"]
+    return made.assign(latency=made.latency_p50 / whole.latency_p50, size=made.size_mb / whole.size_mb)

@@ -112,6 +112,22 @@ def test_the_quick_score_is_the_metrics(task, kind):
     )
 
 
+@pytest.mark.parametrize("task", ["cola", "sst2", "mrpc", "stsb"])
+@pytest.mark.parametrize("kind", ["random", "ties", "constant"])
+def test_a_row_that_counts_three_times_is_there_three_times(task, kind):
+    random = np.random.default_rng(5)
+    answers, references = random.integers(2, size=(2, 60)).astype(float)
+    if task == "stsb":
+        answers, references = random.normal(size=(2, 60)).round(0 if kind == "ties" else 9)
+    times = random.integers(4, size=(5, 60))
+    if kind == "constant":  # what differs isn't drawn
+        answers[:], answers[0], times[:, 0] = 1, 0, 0
+    scores = metrics.quick_score(task, answers, references, times.astype(float))
+    for found, own in zip(scores, times, strict=True):
+        again = {"predictions": np.repeat(answers, own), "references": np.repeat(references, own)}
+        assert found == pytest.approx(metrics.task_score(task, glue.GlueMetric(task).compute(**again)), abs=1e-9)
+
+
 TWO_THIRDS, HALF = 2 / 3, 1 / 2
 CASES = [  # prediction, gold answers, exact match, F1: worked out by hand from the rules of the official script
     ("Denver Broncos", ["Denver Broncos"], 1, 1),

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from helpers.experiments import glue
 from helpers.measure import metrics
@@ -70,17 +71,59 @@ def test_p_values_of_equal_models_are_uniform():
     for number in range(200):
         truth = random.integers(2, size=60)
         runs = [np.where(random.random((1, 60)) < 0.7, truth, 1 - truth) for _ in range(2)]
-        below += metrics.permutation_test(*runs, truth, comparison.share_equal, rounds=60, seed=number) <= 0.1
+        below += metrics.permutation_test(*runs, truth, metrics.share_equal, rounds=60, seed=number) <= 0.1
     assert 4 <= below <= 34, below
 
 
 def test_the_bootstrap_spreads_as_the_binomial_does():
-    random = np.random.default_rng(1)
-    right = (random.random((1, 500)) < 0.8).astype(float)
-    drawn = metrics.resample({"m": right}, np.zeros(500), comparison.share_right, 2000, random)["m"]
+    right = (np.random.default_rng(1).random((1, 500)) < 0.8).astype(float)
+    drawn = metrics.resample({"m": right}, np.zeros(500), metrics.share_right, 2000)["m"]
     assert drawn.std() == pytest.approx(np.sqrt(right.mean() * (1 - right.mean()) / 500), rel=0.08)
     low, high = metrics.interval(drawn)
     assert low < right.mean() < high
+
+
+def test_an_unrelated_model_moves_no_interval_b8(grid):
+    """Point B8: one stream of random numbers for all models made an interval depend on which others there were."""
+    fewer = [r for r in grid if r["unit"]["model"] != "twin"]
+    for found in (comparison.Comparison(fewer), comparison.Comparison(grid)):
+        ends = found.retention(comparison.MACRO, "student"), found.difference("sst2", "teacher")
+        assert ends == (comparison.Comparison(grid).retention(comparison.MACRO, "student"), ends[1])
+    every, few = (comparison.Comparison(found).difference("rte", "student", "teacher") for found in (grid, fewer))
+    assert every == few
+
+
+def test_models_draw_their_seeds_apart(grid):
+    """Two models whose seeds differ alike are not alike: what one's luck was says nothing of the other's."""
+    runs = np.stack([np.ones(50), np.zeros(50)])
+    drawn = metrics.resample({"one": runs[:1], "other": runs}, np.ones(50), metrics.share_equal, 400)
+    again = metrics.resample({"one": runs, "other": runs}, np.ones(50), metrics.share_equal, 400)
+    assert np.std(drawn["other"]) > 0.15 and np.std(again["one"] - again["other"]) > 0.3 and (drawn["one"] == 1).all()
+
+
+def test_a_p_value_is_no_smaller_than_the_rounds_can_tell_b8():
+    """Point B8: with 300 permutations 1/301 was printed as 0.003, and nothing could pass Holm among 18."""
+    assert metrics.PERMUTATIONS >= 10_000 and metrics.REPLICATES >= 5_000
+    assert metrics.written(1 / 10_001) == "< 0.0001" and metrics.written(1 / 301, 300) == "< 0.0033"
+    assert metrics.written(0.0004) == "0.0004" and metrics.written(0.0123) == "0.012"
+    truth = np.zeros(400)
+    runs = np.zeros((1, 400)), np.ones((1, 400))
+    assert metrics.written(metrics.permutation_test(*runs, truth, metrics.share_equal)) == "< 0.0001"
+
+
+def test_a_permutation_test_is_the_sign_test_where_one_answer_is_right_or_wrong():
+    """An exact derivation: of the rows where just one of two models is right, each falls to either with a half."""
+    truth, (one, other) = np.zeros(100), np.zeros((2, 1, 100))
+    one[0, :14], other[0, 90:95] = 1, 1  # 14 rows that only the other has right, 5 that only the one has
+    exact = stats.binomtest(14, 19).pvalue
+    assert metrics.permutation_test(one, other, truth, metrics.share_equal) == pytest.approx(exact, abs=0.012)
+
+
+def test_many_gaps_need_smaller_p_values_b8(grid):
+    """Point B8: 02's table looked at 18 differences and corrected none."""
+    made = comparison.Comparison(grid).gaps_table("student", ["teacher", "twin"])
+    assert made.loc["sst2", "p, against the teacher"].endswith("*")
+    assert not made["p, against the twin, undistilled"].str.endswith("*").any()
 
 
 def test_holes_in_the_grid_are_left_out(grid):
@@ -103,11 +146,11 @@ def test_scores_stand_beside_each_other_and_as_shares_of_the_teachers():
         np.zeros(4),
         {"teacher": np.array([[1.0, 1.0, 1.0, 0.0]]), "student": np.array([[1.0, 0.0, 0.0, 0.5]])},
     )
-    table = comparison.beside(runs, truth, comparison.share_right, "F1 (%)", ["teacher"], replicates=50)
+    table = comparison.beside(runs, truth, metrics.share_right, "F1 (%)", ["teacher"], replicates=50)
     assert table.loc["student", "F1 (%)"].startswith("37.5 (") and list(table[comparison.KEPT]) == ["100.0", "50.0"]
-    assert table.loc["student", "ahead of the teacher (points)"].startswith("-37.5 (p = ")
+    assert table.loc["student", "ahead of the teacher (points)"].startswith("-37.5 (p ")
     for model in (runs | {"teacher": np.zeros((1, 4))}, {"student": runs["student"]}):  # knows nothing; isn't there
-        table = comparison.beside(model, truth, comparison.share_right, "F1 (%)", [], replicates=50)
+        table = comparison.beside(model, truth, metrics.share_right, "F1 (%)", [], replicates=50)
         assert set(table[comparison.KEPT]) == {tables.NOTHING}
 
 

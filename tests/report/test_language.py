@@ -42,8 +42,8 @@ def test_a_change_is_paired_by_document_and_draw(page):
 
 
 def test_the_nearest_mistake_is_found_among_all_records(page):
-    wanted = "mistakes_in_words", "mistakes_by_stage"
-    mistakes_in_words, mistakes_by_stage = page("05_perplexity", *wanted)
+    wanted = "mistakes_in_words", "mistakes_by_stage", "nearest_mistakes", "mistakes_table"
+    mistakes_in_words, mistakes_by_stage, nearest_mistakes, mistakes_table = page("05_perplexity", *wanted)
 
     def record(way: str, text: str, loss: float, stage: str = "base") -> dict:
         unit = {"model": "student", "stage": stage, "mistake": way, "text": text}
@@ -57,11 +57,11 @@ def test_the_nearest_mistake_is_found_among_all_records(page):
     for way, off in {"right": 0.1, "padding scored": -0.4, "labels shuffled": 2.0}.items():
         found += [record(way, text, loss + off) for text, loss in published.items()]
     found += [record("padding scored", "wikitext", 0.0, stage="int8")]
-    near = language.nearest_mistakes(found, "student")
+    near = nearest_mistakes(found, "student")
     assert near.to_dict() == pytest.approx({"right": 0.1, "padding scored": 0.4, "labels shuffled": 2.0})
     words = mistakes_in_words(found, "student").data
     assert "Nearest to the published losses of both texts: **padding scored**, off by 0.40" in words and "hint" in words
-    table = language.mistakes_table(found, "student")
+    table = mistakes_table(found, "student")
     assert table.loc["published, DistilBERT", "WikiText-2"] == "9.84 (18,764.7)"
     assert table.loc["padding scored", "off the published losses (nats)"] == "0.40"
     assert mistakes_by_stage(found, "student").loc["padding scored", "WikiText-2: in 8 bits"] == "-9.44"

@@ -8,7 +8,6 @@ import nbformat
 import pytest
 
 from helpers import ROOT
-from helpers.report import claims
 from tools import readme
 
 LAPTOP = ROOT / "results" / "laptop"
@@ -102,7 +101,7 @@ def test_numbers_in_displayed_prose_stand_in_tables(path, printed):
     known, missing = printed | in_tables(LAPTOP / "tables", path.stem[:2]), []
     for text in prose(path):
         report = path.stem.startswith("10")
-        if text == claims.RULE:
+        if text.startswith("Every claim is put as numbers"):
             found = []  # its numbers are the rule's own: it is made from them
         else:
             with_unit = (match.group(1) for match in UNIT.finditer(NAMES.sub(" ", text)))

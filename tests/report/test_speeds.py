@@ -5,10 +5,11 @@ import pytest
 
 from helpers.measure import timing
 from helpers.measure.records import pack
-from helpers.report import speeds, tables
+from helpers.report import tables, tradeoffs
 
 TRUTH = np.array([0, 1] * 50)
 BOTH = "BERT", "DistilBERT"
+ROWS = "unit_of", "sides", "latencies", "indexed", "by_threads", "by_length", "by_batch", "as_frame"
 
 
 def latency(length: int, run: int, times: float, threads: int = 1, batch: int = 1) -> dict:
@@ -23,10 +24,11 @@ def latency(length: int, run: int, times: float, threads: int = 1, batch: int = 
 
 def test_tables_and_sentences_follow_the_records(page):
     wanted = "in_words", "agreement", "agreement_in_words"
-    in_words, agreement, agreement_in_words = page("08_speed_and_size", *wanted)
+    in_words, agreement, agreement_in_words, *_ = page("08_speed_and_size", *wanted, *ROWS, "gpu_table", "gflops_table")
+    by_length, by_batch, as_frame, gpu_table, gflops_table = _[-5:]
     found = [latency(128, 0, 2.0), latency(8, 0, 1.6), latency(8, 1, 1.68), latency(128, 1, 2.2)]
     first = found[:2]
-    table = speeds.by_length(found, *BOTH)
+    table = by_length(found, *BOTH)
     assert table.index.tolist() == [8, 128] and table.threads.tolist() == ["1", "1"]
     assert table.loc[8, "times as fast"] == "1.60 (1.55 to 1.65)" and table.loc[8, "runs"] == "30, 30"
     assert table.loc[128, "BERT p50, p95 (ms)"] == "20.00, 30.00"
@@ -40,17 +42,18 @@ def test_tables_and_sentences_follow_the_records(page):
     words = in_words(found, *BOTH).data
     assert "On 1 thread, DistilBERT is 1.60 times as fast as BERT with 8 tokens and 2.00 times with 128" in words
     assert "the time saved is 38% to 50%" in words
-    many = speeds.by_batch([latency(128, 0, 2.0, batch=4)], *BOTH)
+    many = by_batch([latency(128, 0, 2.0, batch=4)], *BOTH)
     assert many.loc[4, "DistilBERT (rows/s)"] == "400.0"
-    assert speeds.gflops(first, *BOTH).loc[8].tolist() == ["1", "5.0", "5.0", "5.0"]
+    assert gflops_table(first, *BOTH).loc[8].tolist() == ["1", "5.0", "5.0", "5.0"]
     there = [{"unit": {"precision": "fp16", "batch": 4, "length": 128}, "metrics": found[0]["metrics"]}]
-    assert speeds.on_gpu(there, *BOTH).loc["fp16", ["rows", "tokens", "runs"]].tolist() == ["4", "128", "30, 30"]
-    assert speeds.frame(first).times_as_fast.tolist() == [2.0, 1.6]
+    assert gpu_table(there, *BOTH).loc["fp16", ["rows", "tokens", "runs"]].tolist() == ["4", "128", "30, 30"]
+    assert as_frame(first).times_as_fast.tolist() == [2.0, 1.6]
 
 
-def test_threads_are_apart():
+def test_threads_are_apart(page):
+    *_, by_length, _, _ = page("08_speed_and_size", *ROWS)
     found = [latency(length, 0, 2.0, threads) for length in (128, 8) for threads in (2, 1)]
-    table = speeds.by_length(found, *BOTH)
+    table = by_length(found, *BOTH)
     assert table.index.tolist() == [8, 128, 8, 128] and table.threads.tolist() == ["1", "1", "2", "2"]
 
 
@@ -66,10 +69,11 @@ def test_a_line_and_what_half_the_layers_would_be(page):
     assert by_depth(found, []).loc[8, "the small model, measured"] == tables.NOTHING
 
 
-def test_a_pass_over_real_rows():
+def test_a_pass_over_real_rows(page):
+    *_, passes = page("08_speed_and_size", *ROWS, "passes_table")
     scores = {"rows": 60, "large_pass_seconds": 3.0, "small_pass_seconds": 2.0, "times_as_fast": 1.4}
     scores |= {"times_as_fast_low": 1.3, "times_as_fast_high": 1.5, "large_pass_of_1000_rows_seconds": 2.5}
-    (row,) = speeds.passes([{"unit": {"threads": 1}, "metrics": scores}], *BOTH).to_dict("records")
+    (row,) = passes([{"unit": {"threads": 1}, "metrics": scores}], *BOTH).to_dict("records")
     assert row == {
         "rows": "60",
         "BERT (s)": "3.00",
@@ -81,10 +85,11 @@ def test_a_pass_over_real_rows():
     }
 
 
-def test_memory_is_held_side_by_side():
-    names = [column.value for column in speeds.MEMORY]
+def test_memory_is_held_side_by_side(page):
+    columns, memory_table = page("08_speed_and_size", "MEMORY", "memory_table")
+    names = [column.value for column in columns]
     scores = {f"large_{name}": 2e6 for name in names} | {f"small_{name}": 1e6 for name in names}
-    table = speeds.memory({"metrics": scores | {"large_anonymous_mb": 0.0}}, *BOTH)
+    table = memory_table({"metrics": scores | {"large_anonymous_mb": 0.0}}, *BOTH)
     assert table.loc["parameters (million)"].tolist() == ["2.00", "1.00", "50%"]
     assert table.loc["cold start (s)", "BERT"] == "2,000,000.00"
     assert table.loc["… held: its own (MB)", "DistilBERT has"] == tables.NOTHING, "no share of nothing"
@@ -112,26 +117,27 @@ def found() -> list[dict]:
     ]
 
 
-def test_tables_follow_the_records(found):
-    table = speeds.exported_table(found, "sst2", 1)
+def test_tables_follow_the_records(found, page):
+    exported_table, exported_answers = page("09_edge", "exported_table", "exported_answers")
+    table = exported_table(found, "sst2", 1)
     assert list(table.index[:2]) == ["whole model (ONNX)", "whole model (ORT)"]
     both = table.loc["50% of heads and neurons cut (Taylor), int8 (ORT)"]
     assert both["times as fast"] == "4.00 (3.60 to 4.40)" and both["size (MB)"] == "20.0"
     assert both["mean, p50, p90, p99 (ms)"] == f"2.50, 2.50, 2.50, {tables.NOTHING}", "too few runs for the last"
-    answers = speeds.exported_answers(found, "sst2")
+    answers = exported_answers(found, "sst2")
     assert answers.loc["whole model (ONNX)", "p"] == tables.NOTHING
-    assert answers.loc["50% of heads and neurons cut (Taylor), int8 (ONNX)", "p"] == "< 0.001"
+    assert answers.loc["50% of heads and neurons cut (Taylor), int8 (ONNX)", "p"] == "< 0.0001"
     assert both["the whole model beside it (ms)"] == "10.00"
     few = [record("fp32", "onnx", 10, 1.0, 80.0), record("taylor_50", "onnx", 40, 4.0, 20.0)]
     for one in few:  # the same tokens, in four texts: hardly any evidence
         one["details"]["texts"] = pack(np.arange(100) // 25)
-    assert float(speeds.exported_answers(few, "sst2").loc["50% of heads and neurons cut (Taylor) (ONNX)", "p"]) > 0.2
-    assert speeds.exported_table(found, "masked_lm", 1).empty and speeds.exported_answers([], "sst2").empty
+    assert float(exported_answers(few, "sst2").loc["50% of heads and neurons cut (Taylor) (ONNX)", "p"]) > 0.2
+    assert exported_table(found, "masked_lm", 1).empty and exported_answers([], "sst2").empty
 
 
 def test_shares_and_gains(found, page):
     gains_table, mobile_format = page("09_edge", "gains_table", "mobile_format")
-    shares = speeds.exported_shares(found, "sst2", 1)
+    shares = tradeoffs.exported_shares(found, "sst2", 1)
     assert shares.loc["taylor_50_int8", ["latency", "size"]].tolist() == [0.25, 0.25]
     assert shares.loc["taylor_50_int8", "latency_low"] < 0.25 < shares.loc["taylor_50_int8", "latency_high"]
     (gained,) = gains_table(found, "sst2", 1).to_dict("records")
@@ -139,11 +145,11 @@ def test_shares_and_gains(found, page):
     (started,) = mobile_format(found, 1).to_dict("records")
     assert started == {"models": "2", "loading (%)": "50", "cold start (%)": "80"}
     assert gains_table(found[2:], "sst2", 1).empty and mobile_format([], 1).empty
-    assert speeds.exported_shares([], "sst2", 1).empty
+    assert tradeoffs.exported_shares([], "sst2", 1).empty
 
 
 def test_the_published_table_is_read_as_shares():
-    printed = speeds.published_on_android()
+    printed = tradeoffs.published_on_android()
     assert printed.latency["int8"] == pytest.approx(51.05 / 163.64) and printed.latency["pruned"] > 0.99
     assert printed.size_mb["baseline"] == pytest.approx(345.06 * 1.048576)
     twice = 4e-6 * (66_985_530 + 30_522 * 768)  # DistilBERT's parameters, and the vocabulary's matrix once more

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from helpers.compression import variants
 from helpers.measure import metrics
 from helpers.measure.records import pack
 from helpers.report import figures, tables, tradeoffs
@@ -42,8 +43,8 @@ def test_the_table_has_a_row_a_variant_and_one_for_what_is_missing(found):
     table = tradeoffs.table(found, "sst2", "student", {"bnb_nf4": "bitsandbytes is not installed"})
     assert list(table.index[:1]) == ["fp32"] and table.loc["fp32", "p"] == tables.NOTHING
     slow = table.loc["fp4 (bitsandbytes)"]
-    assert slow["p"] == "< 0.01" and slow["times as fast, one row"] == "0.50 (0.45 to 0.55)"
-    assert slow["against fp32 (points)"] == "-20.0" and table.loc["fp32", "against fp32 (points)"] == tables.NOTHING
+    assert slow["p"] == "< 0.0001" and slow["times as fast, one row"] == "0.50 (0.45 to 0.55)"
+    assert slow[tradeoffs.AGAINST] == "-20.0" and table.loc["fp32", tradeoffs.AGAINST] == tables.NOTHING
     assert float(table.loc["int8, linear layers (PyTorch dynamic)", "p"]) > 0.5
     assert table.loc["fp32", "peak memory (MB)"] == "90" and slow["peak memory (MB)"] == tables.NOTHING
     assert table.loc["fp32", "cold start, of it imports (s)"] == "2.50, 2.25"
@@ -52,12 +53,21 @@ def test_the_table_has_a_row_a_variant_and_one_for_what_is_missing(found):
     assert tradeoffs.table([], "sst2", "student", {"bnb_nf4": "why"}).empty
 
 
+def test_what_was_trained_again_is_judged_by_what_was_b1(found):
+    """Point B1: 50% cut and recovered was "+1.8 points" ahead of fp32, and level with the whole model trained again."""
+    every = [*found, record("fp32_recovered", 10), record("taylor_50_recovered", 12), record("taylor_50", 25)]
+    table = tradeoffs.table(every, "sst2", "student", {})
+    cut, uncut, control = (variants.label(n) for n in ("taylor_50_recovered", "taylor_50", "fp32_recovered"))
+    assert list(table.loc[[cut, uncut, control], tradeoffs.AGAINST]) == ["-1.0", "-2.5", "+5.0"]
+    assert float(table.loc[cut, "p"]) > 0.3, "2 rows of 200, against the control; 8 of 200 against fp32"
+
+
 def test_sentences_follow_the_numbers(found):
     words = tradeoffs.in_words(found, "sst2", "student")
     assert (
         "fastest for one row: int8, linear layers (ONNX Runtime), 4.0 times as fast as fp32, -1.0 points (p 0." in words
     )
-    assert "smallest: fp4 (bitsandbytes), 15.0 MB, where fp32 has 40.0, -20.0 points (p < 0.01)" in words
+    assert "smallest: fp4 (bitsandbytes), 15.0 MB, where fp32 has 40.0, -20.0 points (p < 0.0001)" in words
     advice = "To choose by**, among those that lose no more than 1 point: the smallest is int8, linear layers (PyTorch"
     assert advice in words
     worse = record("torchao_int8", 24, size=10.0)
@@ -76,7 +86,7 @@ def test_every_task_and_model_in_one_table(found):
     for one in pair:  # three of four are paraphrases: always saying so has an accuracy of 3/4 and an F1 of 6/7
         one["details"] = one["details"] | {"references": pack(np.arange(200) % 4 > 0)}
     table = tradeoffs.everything(found + pair)
-    assert table.loc["fp4 (bitsandbytes)", "sst2, student: score (%)"] == "70.0 (p < 0.01)"
+    assert table.loc["fp4 (bitsandbytes)", "sst2, student: score (%)"] == "70.0 (p < 0.0001)"
     assert table.loc["fp32", "sst2, student: score (%)"] == "90.0"
     assert table.loc["fp4 (bitsandbytes)", "mrpc, student: score (%)"] == tables.NOTHING
     assert table.loc["always the commoner answer", "sst2, student: score (%)"] == "50.0"
