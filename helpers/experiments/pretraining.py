@@ -45,7 +45,7 @@ MODELS = {
     "no_distillation": Spec("teacher's layers", changes={"weight_distillation": 0.0}),
     "no_masked_lm": Spec("teacher's layers", changes={"weight_masked_lm": 0.0}),
     "no_cosine": Spec("teacher's layers", changes={"weight_cosine": 0.0}),
-    "quarter_text": Spec("teacher's layers", every=4),  # and four times as often, for the same number of steps
+    "quarter_text": Spec("teacher's layers", every=4),  # of the corpus, not of what the steps would read of it
 }
 
 

@@ -104,7 +104,7 @@ CAST = {
     "no_distillation": Model("student without distillation loss"),
     "no_masked_lm": Model("student without masked-LM loss"),
     "no_cosine": Model("student without cosine loss"),
-    "quarter_text": Model("student from a quarter of the text"),
+    "quarter_text": Model("student from a quarter of the corpus"),
 }
 MODELS = {key: model.name for key, model in CAST.items()}
 COLOURS = {key: model.colour for key, model in CAST.items() if model.colour}

@@ -252,3 +252,12 @@ def test_without_bitsandbytes_eight_bits_are_refused(monkeypatch, tmp_path, brok
     with pytest.raises(InputError, match=reason):
         quantization.load_int8(tmp_path, torch.device("cpu"))
     quantization.why_no_bits.cache_clear()
+
+
+def test_pytorch_quantizes_inputs_to_seven_bits_b9():
+    """Point B9: notebook 06 said eight, and blamed outliers for what the missing bit does, too."""
+    identity = torch.nn.Sequential(torch.nn.Linear(64, 64, bias=False))
+    identity[0].weight.data = torch.eye(64)
+    made = torch.ao.quantization.quantize_dynamic(identity, {torch.nn.Linear})
+    levels = made(torch.linspace(-1, 1, 64 * 400).reshape(400, 64)).unique()
+    assert 127 <= len(levels) <= 129

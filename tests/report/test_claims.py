@@ -295,6 +295,62 @@ def test_the_committed_ledger_is_whole(page):
     assert set(holdings(evidence).index) >= {"glue", "perplexity", "pruning", "speed"}
 
 
+@pytest.mark.slow
+def test_where_the_released_model_was_measured_it_is_judged_a3(tmp_path, page):
+    """Point A3, as on a T4: our records under the released model's name, those of variants once more on a GPU."""
+    ours, space = committed(), records.Workspace(profiles.load("t4"), str(tmp_path), name="t4")
+    for name in (
+        "glue",
+        "imdb",
+        "squad",
+        "ablation",
+        "perplexity",
+        "speed",
+        "quantization",
+        "pruning",
+        "edge",
+        "fullsize",
+    ):
+        variants = name in ("quantization", "pruning")
+        for number, record in enumerate(ours(name)):
+            text = json.dumps(record)
+            both = [text] if not variants or record["unit"].get("model") != "student" else []
+            if record["unit"].get("model") == "student" or "times_as_fast_student_int8" in text:
+                both.append(text.replace('"student"', '"released"').replace("fast_student_", "fast_released_"))
+            if variants and record["unit"].get("task"):
+                gpu = json.loads(both[-1])
+                gpu["unit"]["device"], gpu["provenance"]["gpu"] = "cuda", {"name": "Tesla T4"}
+                both.append(json.dumps(gpu))
+            for place, text in enumerate(both):
+                path = space.records / name / f"{number}-{place}.json"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text)
+    evidence = records.Evidence(space)
+    judged = claims.judge(evidence)
+    assert not evidence.problems
+    about = {
+        "glue",
+        "imdb",
+        "squad",
+        "eight",
+        "four_bits",
+        "gpu",
+        "zeros",
+        "cutting",
+        "orthogonal",
+        "tuned",
+        "rate",
+        "back",
+    }
+    for claim, found in judged:
+        if claim.name in about:
+            assert found.parts and all("released DistilBERT" in part.basis for part in found.parts), claim.name
+        assert found.verdict != UNMEASURED or claim.hardware == "a phone" or claim.name == "rate", claim.name
+    assert not claims.ledger(judged).ours.str.contains("run 0").any()
+    assert set(tradeoffs.points(evidence).model) == {"released"}
+    assert all(text != tables.MISSING for text, _ in answered(page, evidence, judged))
+
+
 def test_like_is_compared_with_like_b3():
     """Point B3: a model with its vocabulary stored twice was the baseline of one that has it once."""
     size, latency = claims.exported(committed()).parts
