@@ -167,7 +167,7 @@ def _mixed(found: Sequence[dict]) -> tuple[str, str, str] | None:
     """
     seen: dict[tuple, tuple[str, str]] = {}
     for record in found:
-        unit, settings, data = record["unit"], record["settings"], record["provenance"]["data"]
+        unit, settings, data = record["unit"], record["settings"], record["provenance"].get("data", [])
         task = slug({name: value for name, value in unit.items() if name not in ("model", "seed")})
         read = [[one.get(key) for key in ("id", "config", "revision", "rows", "capped")] for one in data]
         told = {("recipe", task): settings.get("recipe"), ("precision", task): settings.get("precision")}
