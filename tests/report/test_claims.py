@@ -63,6 +63,11 @@ def test_what_is_kept_is_judged_by_what_is_lost_b6(ours, verdict):
     assert kept._replace(printed=100.3).verdict in (HOLDS, UNDECIDED, NOT), "published as a gain"
 
 
+def test_shares_of_the_published_effect():
+    assert part(-3, 0, -1.5, -3, 1.5).scaled == (-0.5, 0.5, 1.0)
+    assert part(None, 0, 1, 0, 2).scaled is None
+
+
 def test_training_needs_more_than_one_seed_b5():
     """Point B5: a second distillation "held" on one seed."""
     ahead = Part("F1", 1.1, 0, 2.2, 1.8, 2.6, "1 seed", seeds=1)
@@ -239,6 +244,17 @@ def test_records_of_two_recipes_are_not_averaged_a6(evidence):
     (problem,) = evidence.problems
     assert "sst2-twin-seed0 differ in recipe" in problem and "measure both again" in problem
     assert {claim.name: f for claim, f in claims.judge(evidence)}["glue"].verdict == UNMEASURED
+
+
+def test_what_is_kept_of_a_lead_over_guessing_and_records_are_counted_once(evidence):
+    """Of 200 balanced rows fp32 gets 180 right and the variant 172: 72 of 80 rows over guessing, less is published."""
+    for name, wrong in (("fp32", 20), ("taylor_50_int8", 28)):
+        variant(evidence.space.records, "student", name, 2.0, wrong)
+    found = {claim.name: finding for claim, finding in claims.judge(evidence)}["cutting"]
+    kept = found.parts[1]
+    assert kept.ours == pytest.approx(90) and kept.low < 90 < kept.high and kept.whole == 100
+    assert kept.printed == pytest.approx(100 * (87.16 - 50) / (91.06 - 50))
+    assert len(found.parts) == 2 and len(found.records) == 2, "both numbers rest on the same records"
 
 
 def test_every_claim_quotes_a_source_b2():
