@@ -2,7 +2,7 @@
 # Sets up what is missing, then checks the style and passes the tests. Arguments go to pytest; --quick, the first of
 # them, leaves out what runs the series, asks the Hub, times things or is slow: for use while working.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
 source tools/environment.sh
 set_up requirements.txt tests/requirements.txt
 "$python" -m ruff check --output-format concise .

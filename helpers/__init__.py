@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Where the project lives on GitHub. `./run_all.sh --repository` changes it here, in badges, links and set-up cells.
+# Where the project lives on GitHub. `tools/move.sh` changes it here, in badges, links and set-up cells.
 REPOSITORY = "OWNER/distilbert-remeasured"
 
 

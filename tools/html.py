@@ -9,20 +9,21 @@ from concurrent.futures import ProcessPoolExecutor
 from html import escape
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import nbformat
 from bs4 import BeautifulSoup
 from jinja2 import Template, pass_context
 from latex2mathml.converter import convert
-from nbconvert import HTMLExporter, TemplateExporter
+from nbconvert import HTMLExporter
 from nbconvert.filters import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from pygments.formatters import HtmlFormatter
 
 from helpers import ROOT
-from helpers.measure.records import Workspace
+from helpers.measure.records import Workspace, write_whole
 
 NOTEBOOKS = ROOT / "notebooks"
 PAGE = Path(__file__).with_name("page.html")
@@ -32,7 +33,7 @@ DEAD = re.compile(r"\[!\[[^]]*\]\([^)]*\)\]\([^)]*/OWNER/[^)]*\)\s*")  # a badge
 
 def tidy(copy: Path) -> None:
     """Take out of an executed notebook what is of this machine, leads nowhere, or keeps GitHub from showing it."""
-    text = copy.read_text()
+    text = copy.read_text(encoding="utf-8")
     for folder, short in ((ROOT, ""), (Path.home(), "~/")):
         if folder != Path(folder.anchor):
             text = text.replace(f"{folder}/", short)
@@ -48,7 +49,7 @@ def tidy(copy: Path) -> None:
             cell.source = DEAD.sub("", cell.source)
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
-    nbformat.write(notebook, copy)
+    write_whole(copy, nbformat.writes(notebook))
 
 
 class MathRenderer(IPythonRenderer):
@@ -70,12 +71,6 @@ class MathRenderer(IPythonRenderer):
 class Exporter(HTMLExporter):
     """nbconvert's HTML without a page around it."""
 
-    def from_notebook_node(self, notebook: nbformat.NotebookNode) -> tuple[str, dict]:
-        """As the parent's, which then parses all of it to name pictures: `_page` parses it anyway."""
-        self.register_filter("highlight_code", Highlight2HTML(pygments_lexer="ipython3", parent=self))
-        self.register_filter("clean_html", lambda html: html)  # of what pygments made, which is clean
-        return TemplateExporter.from_notebook_node(self, notebook, self._init_resources({}))
-
     @pass_context
     def markdown2html(self, context, source: str) -> str:
         attachments = context.get("cell", {}).get("attachments", {})
@@ -83,12 +78,7 @@ class Exporter(HTMLExporter):
 
 
 def write_pages(workspace: Workspace) -> Path:
-    """Make a page of every executed notebook in the workspace, and an index of them; the path of the index.
-
-    Raises:
-        OSError: the folder cannot be written to.
-    """
-    workspace.report.mkdir(parents=True, exist_ok=True)
+    """Make a page of every executed notebook, and an index of them, whose path it is; InputError if it cannot write."""
     notebooks = {}
     for path in sorted(workspace.notebooks.glob("*.ipynb")):
         try:
@@ -99,24 +89,30 @@ def write_pages(workspace: Workspace) -> Path:
     with ProcessPoolExecutor(min(len(names), os.cpu_count()) or 1) as pool:
         pages = list(pool.map(_page, notebooks.values(), repeat(names), repeat(workspace.report)))
     style, lines = HtmlFormatter(style="friendly").get_style_defs(".highlight"), []
-    page = functools.partial(Template(PAGE.read_text()).render, series=series, highlight=style)
+    page = functools.partial(Template(PAGE.read_text(encoding="utf-8")).render, series=series, highlight=style)
     for name, (title, body), before, after in zip(names, pages, ["", *names], [*names[1:], ""], strict=False):
         text = page(title=title, body=body, before=before, after=after)
-        (workspace.report / f"{name}.html").write_text(text)
+        write_whole(workspace.report / f"{name}.html", text)
         lines.append((name, title, notebooks[name].metadata.get("papermill", {})))
     index = workspace.report / "index.html"
-    index.write_text(page(title=f"The series, profile {series}", pages=lines))
+    write_whole(index, page(title=f"The series, profile {series}", pages=lines))
     return index
 
 
-@functools.cache  # its templates are read once for all pages
-def _exporter() -> Exporter:
-    return Exporter(template_name="basic", exclude_output_prompt=True)
+HIGHLIGHT = Highlight2HTML(pygments_lexer="ipython3")
+EXPORTER = Exporter(template_name="basic", exclude_output_prompt=True)
 
 
 def _page(notebook: nbformat.NotebookNode, names: list[str], report: Path) -> tuple[str, str]:
     """The notebook's title, and itself as HTML, with nothing in it that would have to be fetched or run."""
-    soup = BeautifulSoup(_exporter().from_notebook_node(notebook)[0], "html.parser")
+    code: list[str] = []  # put in at the end: the bulk of a page, with nothing to look for
+
+    def set_aside(source: str, **_metadata: Any) -> str:
+        code.append(HIGHLIGHT(source))
+        return f"[code {len(code)}]"
+
+    EXPORTER.filters = {"highlight_code": set_aside}
+    soup = BeautifulSoup(EXPORTER.from_notebook_node(notebook)[0], "html.parser")
     for tag in soup.select("script, link, .prompt:empty"):
         tag.decompose()
     for link in soup.select("a[href]"):  # as written in notebooks/: to a notebook's page, or the repository's file
@@ -133,4 +129,5 @@ def _page(notebook: nbformat.NotebookNode, names: list[str], report: Path) -> tu
         elif local.is_file():
             data = base64.b64encode(local.read_bytes()).decode()
             image["src"] = f"data:{mimetypes.guess_type(local.name)[0]};base64,{data}"
-    return escape(soup.h1.get_text().removesuffix("¶") if soup.h1 else "untitled"), str(soup)
+    title = soup.h1.get_text().removesuffix("¶") if soup.h1 else "untitled"
+    return escape(title), re.sub(r"\[code (\d+)\]", lambda mark: code[int(mark[1]) - 1], str(soup))

@@ -1,8 +1,8 @@
 """The notebooks as files: what each declares, which ones a run takes, which settings they know; and their kernels.
 
 A notebook declares in its metadata, under `series`: `needs`, the numbers of those that must finish before it; `after`,
-of those that it waits for, whether they finish or fail; `times`, whether it times things and so has to run alone;
-`experiments`, the records it writes.
+of those that it waits for, whether they finish or fail; `times`, whether it times things and so has to run alone, as
+long as there is something to measure; `experiments`, the records it writes.
 
 Kernels are warm: each is forked from one process that has imported already what the notebooks import. torch,
 transformers, datasets and seaborn take some six seconds to import, the same six for each notebook. Nothing is computed
@@ -20,6 +20,7 @@ import sys
 import threading
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -28,21 +29,27 @@ import nbformat
 import yaml
 from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 
-from helpers import REPOSITORY, ROOT, InputError, profiles
+from helpers import ROOT, InputError, profiles
+from helpers.measure.sweep import READ_ONLY
 
 NOTEBOOKS = ROOT / "notebooks"
 SET_BY_RUNNER = {"profile": "--profile", "fresh": "--fresh", "overrides": "--set and a key of the profile"}
+FOLDERS = ("store", "teacher", "released", "corpus.id")  # these are, or may be, paths
+TEXTS = (*FOLDERS, "corpus.train", "corpus.heldout")  # what --set takes as it stands: 2026-10-01 is a name
 
 
 class Notebook:
-    """A notebook of the series, and what a run has to know of it.
+    """A notebook of the series, and what a run has to know of it; InputError if the file is damaged.
 
     parameters: the names assigned in the cell tagged `parameters`. imports: modules. The rest is as declared.
     """
 
     def __init__(self, path: Path):
         self.path, self.name, self.number = path, path.stem, path.stem.split("_")[0]
-        notebook = nbformat.read(path, as_version=4)
+        try:
+            notebook = nbformat.read(path, as_version=4)
+        except ValueError as error:
+            raise InputError(f"{path}: no whole notebook; get it from the repository again") from error
         series = notebook.metadata.get("series", {})
         self.needs, self.after, self.experiments = (set(series.get(k, ())) for k in ("needs", "after", "experiments"))
         self.times: bool = series.get("times", False)
@@ -66,30 +73,8 @@ def _imports(source: str) -> set[str]:
     return names
 
 
-def move(name: str) -> list[str]:
-    """Write where the project lives into every file that says so, badges and links; which ones those are.
-
-    Raises:
-        InputError: not of the form OWNER/NAME.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9](-?[A-Za-z0-9]){0,38}/[\w.-]{1,100}", name, re.ASCII) or name.endswith(".git"):
-        raise InputError(f"--repository {name}: expected OWNER/NAME, as in https://github.com/OWNER/NAME")
-    changed = []
-    pages = [*sorted(NOTEBOOKS.glob("*.ipynb")), *sorted(ROOT.glob("results/*/notebooks/*.ipynb"))]
-    for path in (ROOT / "helpers/__init__.py", ROOT / "README.md", *pages):
-        text = path.read_text()
-        if REPOSITORY in text and name != REPOSITORY:
-            path.write_text(text.replace(REPOSITORY, name))
-            changed.append(str(path.relative_to(ROOT)))
-    return changed
-
-
 def select(only: str | None = None) -> list[Notebook]:
-    """The notebooks to run, in order: all, or those whose numbers or names `only` lists, as in "02,05".
-
-    Raises:
-        InputError: no such notebook.
-    """
+    """The notebooks to run, in order: all, or those that `only` lists, as in "02,05"; InputError if one is unknown."""
     notebooks = [Notebook(path) for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))]
     if only is None:
         return notebooks
@@ -102,30 +87,42 @@ def select(only: str | None = None) -> list[Notebook]:
 def sort_settings(settings: list[str], notebooks: list[Notebook]) -> tuple[dict[str, Any], dict[str, Any]]:
     """`KEY=VALUE` each, the value in YAML: overrides of the profile, and parameters that the notebooks have.
 
-    Raises:
-        InputError: not of this form, or a key that neither the profile nor one of the notebooks has.
+    InputError if one is not of this form, or its key is known neither to the profile nor to one of the notebooks.
     """
     overrides, parameters = {}, {}
     known = set().union(*(notebook.parameters for notebook in notebooks)) - set(SET_BY_RUNNER)
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not (key and equals):
-            raise InputError(f"--set {setting}: expected KEY=VALUE, as in distillation.training.steps=100")
+            raise InputError(f"--set {setting:.80}: expected KEY=VALUE, as in distillation.training.steps=100")
         if key in SET_BY_RUNNER:
-            raise InputError(f"--set {setting}: this one is set with {SET_BY_RUNNER[key]}")
+            raise InputError(f"--set {setting:.80}: this one is set with {SET_BY_RUNNER[key]}")
         if not (profiles.is_key(key) or key in known):
             close = difflib.get_close_matches(key, sorted(known.union(profiles.known_keys())))
             hint = f"did you mean {' or '.join(close)}?" if close else "they are listed in helpers/profiles/"
-            raise InputError(f"--set {setting}: no {key!r} in the profile or in a selected notebook; {hint}")
-        (overrides if profiles.is_key(key) else parameters)[key] = _value(setting, text)
+            raise InputError(f"--set {setting:.80}: no {key!r} in the profile or in a selected notebook; {hint}")
+        plain = key in TEXTS and text != "null" and text[:1] not in ("'", '"')
+        value = text if plain else _value(setting, text)
+        if key in FOLDERS and isinstance(value, str):
+            path = from_caller(value)
+            value = str(path) if key == "store" or path.is_dir() or value.startswith(("~", "/", "./", "../")) else value
+        (overrides if profiles.is_key(key) else parameters)[key] = value
     return overrides, parameters
+
+
+def from_caller(path: str) -> Path:
+    """A path as it was meant where the command was given; `~` is home, and InputError says if there is none."""
+    try:
+        return Path(os.environ.get("SERIES_CALLED_FROM", ""), Path(path).expanduser())
+    except RuntimeError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def _value(setting: str, text: str) -> Any:
     try:
         value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        raise InputError(f"--set {setting}: expected a value in YAML, such as 3, 2e-4 or [0, 1]") from None
+    except Exception:  # of several families: of a wrong timestamp, of brackets nested too deep
+        raise InputError(f"--set {setting:.80}: expected a value in YAML, such as 3, 2e-4 or [0, 1]") from None
     number = isinstance(value, str) and re.fullmatch(r"[-+]?\d+\.?\d*e[-+]?\d+", value, re.IGNORECASE)
     return float(value) if number else value  # YAML asks for 2.0e-4 where everybody writes 2e-4
 
@@ -156,6 +153,8 @@ class WarmKernel(ForkServerProcess):
         os.environ.clear()
         os.environ.update(self.env)
         threading.Thread(target=_end_with_the_runner, daemon=True).start()
+        if READ_ONLY in os.environ and "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)  # those of several kernels would wait for each other
         sys.argv[:] = ["ipykernel_launcher", *self.arguments]
         launch_new_instance()
 
@@ -199,6 +198,7 @@ def keep_warm(modules: Iterable[str]) -> None:
     multiprocessing.set_start_method("forkserver", force=True)  # any other process of the runner may as well be one
     later = {LATER[module] for module in modules if module in LATER}
     multiprocessing.set_forkserver_preload([*RUNNER, *sorted(later.union(modules))])
+    forkserver.ensure_running()  # it imports while the runner goes on
     factory = KernelProvisionerFactory.instance()
     factory.provisioners["warm"] = EntryPoint("warm", f"{__name__}:WarmProvisioner", factory.GROUP_NAME)
     factory.default_provisioner_name = "warm"

@@ -15,18 +15,12 @@ READ = "laptop"  # the profile whose executed copies are linked, and whose recor
 SHOWN = (READ, "t4")  # profiles whose minutes are shown
 
 
-def fill(check: bool = False, repository: str = REPOSITORY) -> list[str]:
-    """Put each generated part between its markers in README, `<!-- begin NAME -->` and its end.
+def fill(check: bool = False) -> list[str]:
+    """Put each generated part between its markers in README, `<!-- begin NAME -->` and its end; which were stale.
 
-    `repository`: where the project lives on GitHub.
-
-    Returns:
-        The parts that were stale; filled in now, unless this is only a `check`.
-
-    Raises:
-        InputError: markers with a name that nothing generates; a damaged record.
+    With `check` nothing is changed. InputError for markers with a name that nothing generates, or a damaged record.
     """
-    made, stale, path = blocks(repository), [], ROOT / "README.md"
+    made, stale, path = blocks(), [], ROOT / "README.md"
 
     def renew(found: re.Match) -> str:
         name = found["name"]
@@ -36,25 +30,21 @@ def fill(check: bool = False, repository: str = REPOSITORY) -> list[str]:
         stale.extend([name] if new != found["text"] else [])
         return f"<!-- begin {name} -->{new}<!-- end {name} -->"
 
-    text = BLOCK.sub(renew, path.read_text())
+    text = BLOCK.sub(renew, path.read_text(encoding="utf-8"))
     if stale and not check:
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     return stale
 
 
-def blocks(repository: str = REPOSITORY) -> dict[str, str]:
-    """The generated parts by name, in Markdown.
-
-    Raises:
-        InputError: a record that they are made from is damaged.
-    """
+def blocks() -> dict[str, str]:
+    """The generated parts by name, in Markdown; InputError if a record that they are made from is damaged."""
     evidence = _evidence(READ)
     judged = claims.judge(evidence)
     if evidence.problems:
         raise InputError(evidence.problems[0])
     caption = f"Profile `{READ}`, ours with a 95% interval. Notebook 10 has the rule, and what each number rests on."
     ledger = tables.Shown(claims.ledger(judged).drop(columns=["n", "notebook"]), caption)._repr_markdown_()
-    return {"ledger": f"{claims.headline(judged)}\n\n{ledger}", "notebooks": notebook_table(repository)}
+    return {"ledger": f"{claims.headline(judged)}\n\n{ledger}", "notebooks": notebook_table()}
 
 
 def _evidence(profile: str) -> Evidence:

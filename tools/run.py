@@ -1,6 +1,8 @@
 """The series, headless: papermill over the notebooks, in order or side by side, and what each made."""
 
 import argparse
+import fcntl
+import json
 import os
 import signal
 import sys
@@ -9,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import nbformat
 import papermill
@@ -18,9 +20,10 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from helpers import REPOSITORY, ROOT, InputError, profiles
+from helpers import ROOT, InputError, profiles
 from helpers.measure import records
 from helpers.measure.records import Workspace
+from helpers.measure.sweep import READ_ONLY
 
 from . import html, notebooks
 from .notebooks import Notebook
@@ -41,6 +44,7 @@ class Saving(papermill.engines.NotebookExecutionManager):
 
 
 papermill.engines.NotebookExecutionManager = Saving  # its engine has no other place for it
+papermill.iorw.LocalHandler.write = lambda _, text, path: records.write_whole(Path(path), text)  # killed or not
 
 
 @dataclass
@@ -50,7 +54,7 @@ class Runner:
     workspace: Workspace
     profile: profiles.Profile
     parameters: dict[str, Any]  # each notebook gets those that it has, and the runner's own
-    jobs: int  # how many run side by side; each then has its share of the threads, unless it times things
+    jobs: int  # how many run side by side, each on as many threads as alone: numbers depend on them
 
     def execute(self, notebook: Notebook) -> tuple[bool, str]:
         """Run one notebook; whether it went well, and what there is to say about it."""
@@ -82,14 +86,19 @@ class Runner:
             html.tidy(copy)
         return problem is None, "\n    ".join(lines)
 
+    def ended_well(self, notebook: Notebook) -> bool:
+        """Whether there is a copy of an earlier run, to the last cell."""
+        copy = self.workspace.notebooks / notebook.path.name
+        try:
+            found = json.loads(copy.read_text(encoding="utf-8"))["metadata"]["papermill"]
+        except (OSError, ValueError, KeyError):
+            return False
+        return found["duration"] is not None and not found["exception"]
+
     def given(self, notebook: Notebook) -> dict[str, Any]:
         """The parameters that a notebook gets."""
         known = notebook.parameters | set(notebooks.SET_BY_RUNNER)
-        found = {name: value for name, value in self.parameters.items() if name in known}
-        if self.jobs > 1 and not notebook.times:
-            share = max(1, (self.profile.threads or os.cpu_count()) // self.jobs)
-            found["overrides"] = {"threads": share} | found["overrides"]
-        return found
+        return {name: value for name, value in self.parameters.items() if name in known}
 
     def _made(self, notebook: Notebook, since: float) -> str:
         """How many of its experiments' records, and of its number's tables and figures, have been written since."""
@@ -109,11 +118,32 @@ def failing_cell(copy: Path) -> str:
     """The cell where an executed notebook stopped: its index in the source, its prompt and its first line."""
     cells = nbformat.read(copy, as_version=4).cells
     cells = [cell for cell in cells if not ADDED_CELLS & set(cell.metadata.get("tags", []))]
+    code = [i for i, cell in enumerate(cells) if cell.cell_type == "code"]
     failed = [i for i, cell in enumerate(cells) if any(o.output_type == "error" for o in cell.get("outputs", []))]
     started = [i for i, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time")]
-    index = (failed or started[-1:] or [0])[0]
+    index = (failed or started[-1:] or code)[0]
     prompt = cells[index].get("execution_count") or "*"
     return f"cell {index}, In [{prompt}]: {cells[index].source.strip().partition(chr(10))[0]}"
+
+
+def draw_again(chosen: list[Notebook], runner: Runner) -> list[Notebook]:
+    """Run those that ended well before side by side, measuring nothing; which are still to be run, in order.
+
+    Those are what came to a unit without a record, and what waits for it; what did not end well before; and what times
+    something on its own page.
+    """
+    before = [one for one in chosen if (one.experiments or not one.times) and runner.ended_well(one)]
+    os.environ[READ_ONLY] = "yes"  # the kernels inherit it
+    with ThreadPoolExecutor(max(runner.jobs, min(os.cpu_count(), 4))) as pool:
+        drawn = dict(zip(before, pool.map(runner.execute, before), strict=True))
+    del os.environ[READ_ONLY]
+    left = [one for one in chosen if one not in drawn]
+    for notebook, (well, line) in drawn.items():
+        if well and not (notebook.needs | notebook.after) & {name for one in left for name in (one.number, one.name)}:
+            print(line)
+        else:
+            left.append(notebook)
+    return [one for one in chosen if one in left]
 
 
 def run_all(chosen: list[Notebook], execute: Callable[[Notebook], tuple[bool, str]], jobs: int) -> list[str]:
@@ -161,12 +191,20 @@ def stop(signum: int, _frame: Any) -> NoReturn:
     os._exit(128 + signum)
 
 
-def download(profile: profiles.Profile) -> None:
-    """Fetch every model and data set of the profile, for a machine without network.
+def hold(workspace: Workspace) -> IO:
+    """Keep other runs out of the workspace until what is returned is closed or this process ends; else OSError."""
+    workspace.results.mkdir(parents=True, exist_ok=True)
+    lock = open(workspace.results / ".lock", "w")  # noqa: SIM115 - as long as the run
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        where = os.path.relpath(workspace.results, ROOT)
+        raise OSError(f"another run is at work in {where}: wait for it, or name another `store`") from None
+    return lock
 
-    Raises:
-        InputError, OSError: one cannot be had.
-    """
+
+def download(profile: profiles.Profile) -> None:
+    """Fetch every model and data set of the profile, for a machine without network; OSError if one cannot be had."""
     from helpers.data import hub  # slow to import, and only needed here
     from helpers.models import checkpoints
 
@@ -180,18 +218,20 @@ def download(profile: profiles.Profile) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check all that was asked for, then run it; the exit code."""
-    if options.fill or options.repository:
+    if options.unpack == "":
+        raise InputError("--unpack: expected the name of a file, and there is none")
+    if options.fill:
         from . import readme  # slow to import, and only needed here
 
-        moved = notebooks.move(options.repository) if options.repository else []
-        stale = readme.fill(options.check, options.repository or REPOSITORY)
-        says = [*moved, *(f"{'stale' if options.check else 'filled in'}: README, {name}" for name in stale)]
+        stale = readme.fill(options.check)
+        says = [f"{'stale' if options.check else 'filled in'}: README, {name}" for name in stale]
         print("\n".join(says) or "nothing is stale")
         return 1 if stale and options.check else 0
     if options.jobs < 1:
         raise InputError(f"--jobs {options.jobs}: expected 1 or more")
     if options.unpack:
-        print(", ".join(f"{kind}: {count}" for kind, count in records.restore(Path(options.unpack)).items()))
+        came = records.restore(notebooks.from_caller(options.unpack))
+        print(", ".join(f"{kind}: {count}" for kind, count in came.items()))
         return 0
     chosen = notebooks.select(options.only)
     overrides, parameters = notebooks.sort_settings(options.set, chosen)
@@ -209,16 +249,21 @@ def run(options: argparse.Namespace) -> int:
         from helpers.measure import machine  # slow to import, and only asked whether there is one
 
         machine.device(profile)
+    lock = hold(workspace)
+    workspace.sweep()
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # not another kernel called python3, of the user's own
     os.chdir(ROOT)
+    if options.jobs > 1:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a thread that spins while it waits keeps others waiting
     if sys.platform == "linux":
         notebooks.keep_warm(set().union(*(notebook.imports for notebook in chosen)))
     workspace.notebooks.mkdir(parents=True, exist_ok=True)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
     parameters |= {"profile": profile.name, "overrides": overrides} | ({"fresh": True} if options.fresh else {})
-    lost = run_all(chosen, Runner(workspace, profile, parameters, options.jobs).execute, options.jobs)
+    runner = Runner(workspace, profile, parameters, options.jobs)
+    left = chosen if options.fresh else draw_again(chosen, runner)
+    lost = run_all(left, runner.execute, options.jobs) if left else []
     print(f"to read: {os.path.relpath(html.write_pages(workspace), ROOT)}")
+    lock.close()
     if lost:
         print(f"error: not finished: {', '.join(lost)} ({len(lost)} of {len(chosen)})", file=sys.stderr)
     return 1 if lost else 0
@@ -239,8 +284,9 @@ def main() -> int:
     add("--pack", action="store_true", help="only put the profile's records into one file, to be taken elsewhere")
     add("--unpack", metavar="FILE", help="only bring in records that were packed elsewhere, as in Colab")
     add("--fill", action="store_true", help="only fill in what README says of committed records")
-    add("--repository", metavar="OWNER/NAME", help="only write this address on GitHub into all badges and links")
     add("--check", action="store_true", help="with --fill: change nothing, and fail if something is stale")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     sys.stdout.reconfigure(line_buffering=True)  # so that in a log, lines and errors keep their order
     try:
         return run(parser.parse_args())

@@ -4,10 +4,8 @@ ONNX Runtime quantizes inputs as they come, and must look at them first, for eac
 fixed ahead on calibration rows (NNCF, an optional extra), which is free when the model is asked.
 """
 
-import logging
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +16,7 @@ from transformers import PreTrainedModel
 
 from .. import InputError
 from ..measure import records
+from ..models.checkpoints import quiet
 from . import pruning, quantization, runtimes
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def export(model: PreTrainedModel, tokenizer_from: Path, folder: Path, hidden: b
     length = torch.export.Dim("length", max=model.config.max_position_embeddings)
     free = {0: torch.export.Dim("batch"), 1: length}
 
-    with pruning.written(folder, tokenizer_from) as building, warnings.catch_warnings(), _quiet("torch.onnx"):
+    with pruning.written(folder, tokenizer_from) as building, warnings.catch_warnings(), quiet("torch.onnx"):
         warnings.simplefilter("ignore")
         torch.onnx.export(
             _Outputs(model, hidden),
@@ -70,18 +69,6 @@ def export(model: PreTrainedModel, tokenizer_from: Path, folder: Path, hidden: b
             verbose=False,
         )
         quantization.note("onnx_fp32", building)
-
-
-@contextmanager
-def _quiet(logger: str | None = None) -> Iterator[None]:
-    """Errors alone of a library that says more than there is to say; None: of all."""
-    said = logging.getLogger(logger)
-    level = said.level
-    said.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        said.setLevel(level)
 
 
 def quantize(source: Path, folder: Path, embeddings: bool = False) -> None:
@@ -100,7 +87,7 @@ def quantize(source: Path, folder: Path, embeddings: bool = False) -> None:
     kinds = ["MatMul", "Gemm"] + (["Gather"] if embeddings else [])
 
     # On the root logger it advises to preprocess what has been exported clean.
-    with pruning.written(folder, source) as building, _quiet():
+    with pruning.written(folder, source) as building, quiet():
         quantize_dynamic(
             graph,
             building / "model.onnx",
@@ -158,7 +145,7 @@ def calibrate(source: Path, folder: Path, examples: Sequence[dict]) -> None:
         return {name: np.asarray(example[name], dtype=np.int64)[None] for name in wanted}
 
     rows = nncf.Dataset(examples, feed)
-    with pruning.written(folder, source) as building, _quiet("nncf"):  # it lists what it leaves alone
+    with pruning.written(folder, source) as building, quiet("nncf"):  # it lists what it leaves alone
         made = nncf.quantize(model, rows, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(examples))
         openvino.save_model(made, building / "model.xml", compress_to_fp16=False)
         quantization.note("openvino_int8", building)

@@ -4,7 +4,7 @@ import hashlib
 import math
 import re
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -155,7 +155,7 @@ class PretrainingText:
 
     def __init__(self, profile: Profile, tokenizer: Tokenizer):
         self.profile, self.tokenizer, self.corpus = profile, tokenizer, profile.corpus
-        self._cut: dict[tuple, tuple[Blocks, dict]] = {}  # blocks and provenance by configuration, split, cap
+        self._blocks = cache(partial(corpus_blocks, profile, tokenizer))  # and provenance, by configuration, split, cap
 
     blocks = property(lambda self: self._train[0])  # what is trained on
     source = property(lambda self: self._train[1])  # and its provenance
@@ -176,11 +176,6 @@ class PretrainingText:
         """Held-out text of a configuration, masked alike for every model and seed."""
         masking = Masking(self.tokenizer, self.profile.distillation.mask_rate, seed=0)
         return MaskedBlocks(self._blocks(config, "validation", cap)[0], masking)
-
-    def _blocks(self, *which) -> tuple[Blocks, dict]:
-        if which not in self._cut:
-            self._cut[which] = corpus_blocks(self.profile, self.tokenizer, *which)
-        return self._cut[which]
 
 
 class Padding:

@@ -6,7 +6,6 @@ and how large they are at the size of the real DistilBERT. `variants.make` makes
 
 import dataclasses
 import functools
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from ..compression.variants import BASE, EXPORTED, INT8, LABELS, ONNX, OPENVINO,
 from ..data import encoding
 from ..measure import metrics, records, timing
 from ..measure.sweep import Experiment
-from ..models import checkpoints, finetuning
+from ..models import checkpoints, finetuning, training
 from ..models.distillation import heldout_losses
 from ..profiles import Profile, Recipe, as_settings
 from . import glue
@@ -52,23 +51,23 @@ class Compression(Experiment):
         self.elsewhere = getattr(self.own, "elsewhere", None)  # what is taken away on tasks after the first
         list(map(parse, (*(self.own.isolated or ()), *(self.elsewhere or ()))))  # refuses what doesn't exist
         self.answers: dict[tuple[Path, str], np.ndarray] = {}  # the whole model's logits on the dev set
-        self._sources: dict[tuple[str, str], FineTuned] = {}
+        self.source = functools.cache(functools.partial(FineTuned, self))  # of the variants of a task's model
 
     @property
     def units(self) -> list[dict]:
         """Every unit, the uncompressed model first."""
         pairs = [(task, model) for task in self.own.tasks for model in self.own.models]
-        found = [{"task": task, "model": model, "variant": name} for task, model in pairs for name in self._on(task)]
+        few = None if self.elsewhere is None else {Variant(), *map(parse, self.elsewhere)}
+        found = [
+            {"task": task, "model": model, "variant": name}
+            for task, model in pairs
+            for name, one in self.variants.items()
+            if few is None or task == self.own.tasks[0] or one._replace(recovered=False, bits=BASE) in few
+        ]
         return found + [unit | {"device": "cuda"} for unit in found if self.glue.device.type == "cuda"]
 
-    def _on(self, task: str) -> list[str]:
-        if self.elsewhere is None or task == self.own.tasks[0]:
-            return list(self.variants)
-        few = {Variant(), *map(parse, self.elsewhere)}
-        return [name for name, one in self.variants.items() if one._replace(recovered=False, bits=BASE) in few]
-
     def why_not(self, unit: dict) -> str | None:
-        if not self.weights(unit["task"], unit["model"]):
+        if not self.source(unit["task"], unit["model"]).weights:
             return "run notebooks 01 and 02 first, or set `store` to where their results are"
         return variants.why_not(parse(unit["variant"]), unit.get("device", "cpu"))
 
@@ -84,46 +83,15 @@ class Compression(Experiment):
         how |= {"rules": as_settings(self.profile.timing), "cpu": records.cpu()["model"]}
         how |= {"gpu": torch.cuda.get_device_name(0)} if "device" in unit else {}
         how |= {"repeats": self.timed.repeats * self.isolated(unit), "device": unit.get("device", "cpu")}
-        return {"made": self.made_of(unit), "rows": {name: recipe[name] for name in ("dev_rows", "length")}} | how
-
-    def made_of(self, unit: dict) -> dict:
-        """All that could change the variant itself."""
-        variant = parse(unit["variant"])
-        made = _made_by(variant) | {"model": self.weights(unit["task"], unit["model"])}
-        if variant.bits in OPENVINO:
-            made["calibration_rows"] = onnx.CALIBRATION_ROWS
-        elif variant.cut in ("taylor", "masked"):
-            made["calibration_rows"] = self.profile.pruning.calibration_rows
-        if variant.recovered:
-            made["recovery"] = as_settings(self.recovery(unit["task"])) | {"precision": self.glue.precision}
-        return made
-
-    def recovery(self, task: str) -> Recipe:
-        """How a pruned model is trained again: by its task's recipe, for as long as the profile says."""
-        own = self.profile.pruning.recovery
-        return dataclasses.replace(self.glue.recipe({"task": task}), epochs=own.epochs, learning_rate=own.learning_rate)
-
-    def fine_tuned(self, task: str, model: str) -> dict:
-        """The unit of notebook 02 that variants are made of."""
-        return {"task": task, "model": model, "seed": self.profile.glue.seeds[0]}
-
-    def source(self, task: str, model: str) -> "FineTuned":
-        """A fine-tuned model, of which variants are made."""
-        return self._sources.setdefault((task, model), FineTuned(self, task, model))
-
-    def weights(self, task: str, model: str) -> str | None:
-        """What the fine-tuned model is recognised by; None where notebook 02 has not made it, nor left a record."""
-        return self.source(task, model).weights
-
-    def folder(self, unit: dict) -> Path:
-        """Where the unit's variant is kept: made now if it isn't there."""
-        return self.source(unit["task"], unit["model"]).folder(parse(unit["variant"]))
+        made = self.source(unit["task"], unit["model"]).made_of(parse(unit["variant"]))
+        return {"made": made, "rows": {name: recipe[name] for name in ("dev_rows", "length")}} | how
 
     @runtimes.threads_kept()
     def measure(self, unit: dict) -> records.Measurement:
         """The variant's answers on the dev set, its size, and its times beside those of fp32 in one run."""
         variant, task, device = parse(unit["variant"]), unit["task"], unit.get("device", "cpu")
-        folder, base = self.folder(unit), self.folder(unit | {"variant": BASE})
+        of = self.source(task, unit["model"])
+        folder, base = of.folder(variant), of.folder(Variant())
         run, reference = (runtimes.load(one, self.timed.threads, device) for one in (folder, base))
         examples, labels, source = self.glue.examples(task, "validation")
         logits = self.predict(run, examples)
@@ -139,7 +107,7 @@ class Compression(Experiment):
         text = self.glue.pretraining.tokenizer.decode(examples[0]["input_ids"], skip_special_tokens=True)
         given = folder, text, self.timed.threads, device
         alone = [runtimes.alone(*given) for _ in range(self.timed.repeats * self.isolated(unit))]
-        left, stayed = _left(quantization.load(self.folder(unit | {"variant": variant.plain.name}), "cpu"), variant)
+        left, stayed = _left(quantization.load(of.folder(variant.plain), "cpu"), variant)
         details = {"predictions": records.pack(guesses), "references": records.pack(labels)}
         details |= {"seconds": taken, "alone": alone, "checkpoint": checkpoints.file_hash(folder)} | stayed
         scores = {name: float(v) for name, v in (scores | timed | runtimes.medians(alone) | left).items()}
@@ -198,31 +166,48 @@ class FineTuned(variants.Source):
 
     def __init__(self, of: Compression, task: str, model: str):
         super().__init__(of.space.checkpoints, of.fresh)
-        self.of, self.glue, self.task, self.model = of, of.glue, task, model
+        self.of, self.glue, self.task = of, of.glue, {"task": task}
+        self.unit = self.task | {"model": model, "seed": of.profile.glue.seeds[0]}  # of notebook 02
 
     @functools.cached_property
     def weights(self) -> str | None:
         """What the model is recognised by; None where notebook 02 has not made it, nor left a record."""
         try:
-            return self.glue.finetuned_hash(self.of.fine_tuned(self.task, self.model))
+            return self.glue.finetuned_hash(self.unit)
         except InputError:
             return None
 
     @functools.cached_property
     def whole(self) -> Path:
         """The fine-tuned checkpoint; fine-tuned again if it has gone, and refused if it came out otherwise then."""
-        unit = self.of.fine_tuned(self.task, self.model)
-        folder = self.glue.checkpoint(unit)
+        folder = self.glue.checkpoint(self.unit)
         if not folder.is_dir():
-            self.glue.trained(unit)
+            self.glue.trained(self.unit)
         if checkpoints.file_hash(folder) != self.weights:
             raise InputError(f"{folder.name} came out other than its record says: run 02 with fresh = True")
         return folder
 
+    def made_of(self, variant: Variant) -> dict:
+        """All that could change a variant itself."""
+        made = _made_by(variant) | {"model": self.weights}
+        if variant.bits in OPENVINO:
+            made["calibration_rows"] = onnx.CALIBRATION_ROWS
+        elif variant.cut in ("taylor", "masked"):
+            made["calibration_rows"] = self.of.profile.pruning.calibration_rows
+        if variant.recovered:
+            made["recovery"] = as_settings(self.recovery) | {"precision": self.glue.precision}
+        return made
+
+    @property
+    def recovery(self) -> Recipe:
+        """How a pruned model is trained again: by its task's recipe, for as long as the profile says."""
+        own = self.of.profile.pruning.recovery
+        return dataclasses.replace(self.glue.recipe(self.task), epochs=own.epochs, learning_rate=own.learning_rate)
+
     def path(self, variant: Variant) -> Path:
-        unit = {"task": self.task, "model": self.model, "variant": variant.name}
+        unit = self.task | {"model": self.unit["model"], "variant": variant.name}
         kind = "quantization" if variant.name in LABELS else "pruning"  # what both have is made once
-        return self.root / f"{kind}-{records.slug(unit)}-{records.digest(self.of.made_of(unit))}"
+        return self.root / f"{kind}-{records.slug(unit)}-{records.digest(self.made_of(variant))}"
 
     @functools.cached_property
     def taylor(self) -> tuple[Tensor, Tensor]:
@@ -232,7 +217,7 @@ class FineTuned(variants.Source):
     @property
     def examples(self) -> list[dict]:
         """The task's training examples."""
-        return self.glue.train_examples({"task": self.task})[0]
+        return self.glue.train_examples(self.task)[0]
 
     @property
     def pad(self) -> int:
@@ -245,22 +230,18 @@ class FineTuned(variants.Source):
     @functools.cached_property
     def taught(self) -> list[dict]:
         """The training examples with what the whole model says of them."""
-        whole, recipe = quantization.load(self.whole, self.glue.device), self.glue.recipe({"task": self.task})
+        whole, recipe = quantization.load(self.whole, self.glue.device), self.glue.recipe(self.task)
         return finetuning.guided(whole, self.examples, recipe.evaluation_batch_size, self.pad)
 
     def recover(self, variant: Variant, pruned: Path) -> PreTrainedModel:
         """Train a pruned model again, on its task and towards the whole model's logits; zeros stay zero."""
         model = quantization.load(pruned, self.glue.device)
-        unfinished = self.path(variant).with_name(f"{self.path(variant).name}.training")
-        if self.fresh:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        seed = self.of.fine_tuned(self.task, self.model)["seed"]
-        options = self.of.recovery(self.task), seed, unfinished, self.glue.precision, self.pad
-        trainer = finetuning.FineTuner(model, self.taught, *options)
-        if variant.cut == "weights":
-            trainer.add_callback(pruning.KeepZeros(model))
-        finetuning.fine_tune(trainer)
-        shutil.rmtree(unfinished, ignore_errors=True)
+        with training.unfinished(self.path(variant), self.fresh) as unfinished:
+            options = self.recovery, self.unit["seed"], unfinished, self.glue.precision, self.pad
+            trainer = finetuning.FineTuner(model, self.taught, *options)
+            if variant.cut == "weights":
+                trainer.add_callback(pruning.KeepZeros(model))
+            finetuning.fine_tune(trainer)
         return model
 
 
@@ -285,9 +266,7 @@ class Losses(Experiment):
         return [{"model": "student", "variant": one.name} for one in found]
 
     def why_not(self, unit: dict) -> str | None:
-        try:
-            self.pretraining.weights(self.unit)
-        except InputError:
+        if not self.pretraining.known(self.unit):
             return "run notebook 01 first, or set `store` to where its results are"
         return variants.why_not(parse(unit["variant"]))
 
@@ -363,10 +342,7 @@ class Pretrained(variants.Source):
 
     @property
     def whole(self) -> Path:
-        folder = self.of.pretraining.checkpoint(self.of.unit)
-        if not folder.is_dir():
-            self.of.pretraining.trained(self.of.unit)
-        return folder
+        return Path(self.of.pretraining.start(self.of.unit))
 
     def path(self, variant: Variant) -> Path:
         if variant != Variant(bits=EXPORTED):

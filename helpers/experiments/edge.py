@@ -65,7 +65,7 @@ class Deployed(Experiment):
         """With `fresh`, models that are there already are exported again; InputError for wrong variants or threads."""
         super().__init__(profile, space, fresh)
         self.own, self.pruned = profile.edge, compression.Compression(profile, space, name="pruning")
-        self.losses = compression.Losses(profile, space, name="pruning")
+        self.losses, self.tuned = compression.Losses(profile, space, name="pruning"), self.pruned.source(TASK, MODEL)
         self.pretraining = self.losses.pretraining
         self.made: set[Path] = set()  # models exported by this run
         for name in self.own.variants:
@@ -95,11 +95,8 @@ class Deployed(Experiment):
     @functools.cached_property
     def weights(self) -> dict[str, str | None]:
         """What each head's whole model is recognised by; None where it has not been made, nor left a record."""
-        try:
-            pretrained = self.pretraining.weights(self.losses.unit)
-        except InputError:
-            pretrained = None
-        return {TASK: self.pruned.weights(TASK, MODEL), "masked_lm": pretrained}
+        pretrained = self.pretraining.known(self.losses.unit)
+        return {TASK: self.tuned.weights, "masked_lm": pretrained}
 
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers."""
@@ -130,17 +127,13 @@ class Deployed(Experiment):
             exported |= {"head": "int8"} if guesses_words else {}  # its copy of the embeddings' table, too
         rows = self.profile.pruning.calibration_rows
         whole = {"model": self.weights["masked_lm"], "calibration_rows": rows} if guesses_words else None
-        return {"whole": whole or self.pruned.made_of(self._in_torch(variant)), "exported": exported}
-
-    def _in_torch(self, variant: Variant) -> dict:
-        """Notebook 07's unit, in PyTorch, of which the fine-tuned student's variant is made."""
-        return {"task": TASK, "model": MODEL, "variant": variant.plain.name}
+        return {"whole": whole or self.tuned.made_of(variant.plain), "exported": exported}
 
     def folder(self, unit: dict) -> Path:
         """Where the unit's model is kept: made now if it isn't there. The format may be "torch", too: the original."""
         variant, name = parse(unit["variant"]), {key: unit[key] for key in ("head", "variant", "format")}
         if unit["format"] == "torch" and unit["head"] == TASK:
-            return self.pruned.folder(self._in_torch(variant))
+            return self.tuned.folder(variant.plain)
         folder = self.space.checkpoints / f"edge-{records.slug(name)}-{records.digest(self.made_of(unit))}"
         if folder not in self.made and (self.fresh or not folder.is_dir()):
             self._make(name, variant, folder)
@@ -179,7 +172,7 @@ class Deployed(Experiment):
         scores |= runtimes.medians(details["alone"])
         scores |= {"size_mb": timing.size_mb(folder), "parameters": checkpoints.parameters(plain)}
         if unit["head"] == TASK:
-            origin = self.pruned.glue.sources(self.pruned.fine_tuned(TASK, MODEL), plain)
+            origin = self.pruned.glue.sources(self.tuned.unit, plain)
         else:
             origin = self.pretraining.sources(self.losses.unit, plain)
         return records.Measurement({name: float(value) for name, value in scores.items()}, sources, origin, details)

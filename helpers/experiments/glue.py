@@ -1,8 +1,7 @@
 """Pretrained models, fine-tuned: what notebooks 02 to 04 share; GLUE, the ablation it judges, padding's cost; IMDb."""
 
-import contextlib
 import dataclasses
-import shutil
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,9 +17,9 @@ from ..data.encoding import encode_texts
 from ..measure import machine, metrics, records, timing
 from ..measure.metrics import GLUE
 from ..measure.sweep import Experiment
-from ..models import checkpoints, distillation, finetuning
+from ..models import checkpoints, distillation, finetuning, training
 from ..profiles import Profile, Recipe, as_settings
-from .pretraining import TEACHER, Pretraining
+from .pretraining import Pretraining
 
 VERSION = 1  # raised whenever the code changes the numbers it makes
 DISTILLED = "student_d"  # the student, distilled a second time from the fine-tuned teacher
@@ -69,8 +68,9 @@ class Downstream(Experiment):
     """Fine-tuned models. A unit has a `model`, a `seed` (of the fine-tuning) and what a subclass adds.
 
     The models are those of notebook 01, with its first pretraining seed, and `student_d`, which comes after its
-    teacher. Beside its units a subclass gives `recipe(unit)`; `read(which, split)`, which `examples` keeps; and
-    `score(unit, model)`: metrics, details and provenance of data, measured with a fine-tuned model.
+    teacher. Beside its units a subclass gives `recipe(unit)`; `read(which, split)`: the rows of a split that are used,
+    as a model reads them, their labels and their provenance; and `score(unit, model)`: metrics, details and provenance
+    of data, measured with a fine-tuned model.
     """
 
     auto: type = AutoModelForSequenceClassification
@@ -81,7 +81,8 @@ class Downstream(Experiment):
         self.pretraining = Pretraining(profile, space)
         self.device, self.precision = machine.device(profile), machine.precision(profile)
         self.temperature = profile.squad.temperature  # of the second distillation, in all experiments
-        self._starts, self._read = {}, {}  # hashes by model; what `read` gave, by which and split
+        self.examples = functools.cache(self.read)  # each split is read once
+        self._starts: dict[str, str] = {}  # hashes, by model
 
     def labels(self, unit: dict) -> dict:
         """What the model's head is made for: by default two classes or, in a text, where an answer begins and ends."""
@@ -90,12 +91,6 @@ class Downstream(Experiment):
     def keeps(self, unit: dict) -> bool:
         """Whether the fine-tuned model stays on disk."""
         return False
-
-    def examples(self, which: str | int, split: str) -> tuple[list[dict], np.ndarray, dict]:
-        """The rows of a split that are used, as a model reads them; their labels; their provenance."""
-        if (which, split) not in self._read:
-            self._read[which, split] = self.read(which, split)
-        return self._read[which, split]
 
     def train_examples(self, unit: dict) -> tuple[list[dict], list[dict]]:
         """What the unit is trained on, and its provenance."""
@@ -161,16 +156,12 @@ class Downstream(Experiment):
         if unit["model"] == DISTILLED:
             teacher = self.trained(unit | {"model": "teacher"})
             examples = finetuning.guided(teacher, examples, recipe.evaluation_batch_size, pad)
-        unfinished = folder.with_name(f"{folder.name}.training")
-        if self.fresh:
-            shutil.rmtree(unfinished, ignore_errors=True)
         start = self.start(unit["model"])
         model = checkpoints.load_with_head(self.auto, start, unit["seed"], **self.labels(unit)).to(self.device)
-        options = pad, self.temperature, pad_to
-        trainer = finetuning.FineTuner(model, examples, recipe, unit["seed"], unfinished, precision, *options)
-        cost = finetuning.fine_tune(trainer)
-        shutil.rmtree(unfinished, ignore_errors=True)
-        return model, cost
+        options = precision, pad, self.temperature, pad_to
+        with training.unfinished(folder, self.fresh) as unfinished:
+            trainer = finetuning.FineTuner(model, examples, recipe, unit["seed"], unfinished, *options)
+            return model, finetuning.fine_tune(trainer)
 
     def sources(self, unit: dict, model: PreTrainedModel) -> list[dict]:
         """Provenance of the unit's model."""
@@ -188,20 +179,13 @@ class Downstream(Experiment):
 
     def start_hash(self, model: str) -> str | None:
         """What the weights that a model starts from are recognised by; None where they have not been made yet."""
-        if model not in self._starts:
-            with contextlib.suppress(InputError):
-                self._starts[model] = self.pretraining.weights(self.origin(model))
+        if model not in self._starts and (found := self.pretraining.known(self.origin(model))):
+            self._starts[model] = found
         return self._starts.get(model)
 
     def start(self, model: str) -> str:
         """The folder or Hub id of the pretrained model that a model starts from; trained again if it has gone."""
-        unit = self.origin(model)
-        folder = self.pretraining.checkpoint(unit)
-        if folder is None:
-            return self.profile.teacher if unit == TEACHER else self.profile.released
-        if not folder.is_dir():
-            self.pretraining.trained(unit)
-        return str(folder)
+        return self.pretraining.start(self.origin(model))
 
     def finetuned_hash(self, unit: dict) -> str:
         """What a fine-tuned model is recognised by, if need be from its record; InputError if it has not been made."""

@@ -5,7 +5,6 @@ redrawn masks do to a comparison; how fast each stage reads; how fast pseudo-per
 """
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from ..compression import quantization
 from ..data import encoding, hub, miniworld
 from ..measure import machine, metrics, records, timing
 from ..measure.sweep import Experiment
-from ..models import checkpoints, masked_lm
+from ..models import checkpoints, masked_lm, training
 from ..models.distillation import DistillationTrainer, train
 from ..profiles import Profile, Training, as_settings
 from .glue import Downstream
@@ -152,16 +151,14 @@ class Stages(Downstream):
         """Fine-tuned by masked-LM loss alone, and the log; held-out WikiText is measured after each epoch."""
         own, corpus, pad = self.own, self.profile.corpus, self.tokenizer.pad_token_id
         model = checkpoints.load_masked_lm(self.start(unit["model"]))[0].to(self.device)
-        blocks, unfinished = self.learned(unit).blocks, self.checkpoint(unit).with_suffix(".training")
-        if self.fresh:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        blocks = self.learned(unit).blocks
         steps = -(-own.epochs * len(blocks) // own.batch_size)
         stage = Training(steps, own.batch_size, 1, own.learning_rate, evaluations=own.epochs)
         masked = encoding.MaskedBlocks(blocks, self.masking(unit["seed"]), own.epochs * len(blocks))
         heldout = self.pretraining.text.heldout(corpus.heldout, corpus.curve_blocks)
         sides = None, self.profile.distillation, stage, masked, heldout, None
-        log = train(DistillationTrainer(model, *sides, pad, unfinished, self.precision))
-        shutil.rmtree(unfinished, ignore_errors=True)
+        with training.unfinished(self.checkpoint(unit), self.fresh) as unfinished:
+            log = train(DistillationTrainer(model, *sides, pad, unfinished, self.precision))
         return model.eval(), log
 
     def masking(self, seed: int) -> encoding.Masking:

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from .. import InputError
 from ..data import encoding, hub, miniworld
 from ..measure import machine, records
 from ..measure.sweep import Experiment
-from ..models import checkpoints, distillation, masked_lm
+from ..models import checkpoints, distillation, masked_lm, training
 from ..profiles import Profile, Training, as_settings
 
 VERSION = 1  # raised whenever the code changes the numbers it makes
@@ -132,16 +131,14 @@ class Pretraining(Experiment):
                 why = "has no masked-LM head: give it one in teacher_training (head, whole)"
                 raise InputError(f"{self._given(unit)} {why}")
             return model.to(self.device), []
-        log, unfinished = folder / "training_log.json", folder.with_name(f"{folder.name}.training")
+        log = folder / "training_log.json"
         again = self.fresh and unit in self.units and folder not in self.made
         if log.exists() and not again:
             return checkpoints.load_masked_lm(str(folder))[0].to(self.device), json.loads(log.read_text("utf-8"))
-        if again:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        model, lines = self._train(unit, unfinished)
-        checkpoints.save(model, self.tokenizer, folder)
-        records.write_whole(log, json.dumps(lines))
-        shutil.rmtree(unfinished, ignore_errors=True)
+        with training.unfinished(folder, again) as unfinished:
+            model, lines = self._train(unit, unfinished)
+            checkpoints.save(model, self.tokenizer, folder)
+            records.write_whole(log, json.dumps(lines))
         self.made.add(folder)
         return model.eval(), lines
 
@@ -204,6 +201,22 @@ class Pretraining(Experiment):
         if record is None:
             raise InputError(f"{records.slug(unit)} is not there yet: run notebook 01, or set `store` to where it is")
         return record["details"]["checkpoint"]
+
+    def known(self, unit: dict) -> str | None:
+        """`weights`; None where the unit's model has not been made, nor left a record."""
+        try:
+            return self.weights(unit)
+        except InputError:
+            return None
+
+    def start(self, unit: dict) -> str:
+        """The folder or Hub id of the unit's model; trained again if it has gone."""
+        folder = self.checkpoint(unit)
+        if folder is None:
+            return self._given(unit)
+        if not folder.is_dir():
+            self.trained(unit)
+        return str(folder)
 
     def sources(self, unit: dict, model: PreTrainedModel) -> list[dict]:
         """Provenance of a model that was made from the unit's weights, or is the unit's own."""

@@ -181,11 +181,11 @@ class Squad(glue.Downstream):
         return unit["seed"] == self.profile.squad.seeds[0] or unit["model"] == "teacher"
 
     def train_examples(self, unit: dict) -> tuple[list[dict], list[dict]]:
-        _, cut, source = self.cut("train")
+        _, cut, source = self.examples("train")
         return cut.examples, [source]
 
     def score(self, unit: dict, model: PreTrainedModel) -> tuple[dict, dict, list[dict]]:
-        dataset, cut, source = self.cut("validation")
+        dataset, cut, source = self.examples("validation")
         said = self.predict(unit, model, cut.examples)
         guesses = [best[0].text for best in answers(dataset, cut, said, self.profile.squad.longest_answer)]
         golds = [row["text"] for row in dataset["answers"]]
@@ -194,12 +194,9 @@ class Squad(glue.Downstream):
         details |= {"exact_match": records.pack(exact), "f1": records.pack(overlap)}
         return SquadMetric().compute(predictions=guesses, references=golds), details, [source]
 
-    def cut(self, split: str) -> tuple[Dataset, Windows, dict]:
+    def read(self, split: str) -> tuple[Dataset, Windows, dict]:
         """The questions of a split, cut into windows, and their provenance."""
-        if split not in self._read:
-            squad, recipe = self.profile.squad, self.profile.squad.recipe
-            rows = recipe.train_rows if split == "train" else recipe.dev_rows
-            dataset, source = hub.sample(self.profile, "rajpurkar/squad", "plain_text", split, rows)
-            cut = windows(dataset, self.pretraining.tokenizer, recipe.length, squad.stride)
-            self._read[split] = dataset, cut, source
-        return self._read[split]
+        squad, recipe = self.profile.squad, self.profile.squad.recipe
+        rows = recipe.train_rows if split == "train" else recipe.dev_rows
+        dataset, source = hub.sample(self.profile, "rajpurkar/squad", "plain_text", split, rows)
+        return dataset, windows(dataset, self.pretraining.tokenizer, recipe.length, squad.stride), source

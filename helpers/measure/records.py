@@ -12,9 +12,11 @@ import math
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +35,8 @@ PACKAGES = (  # those that numbers may depend on
 )
 # Of a processor's instructions, those that numbers and speeds depend on.
 TELLING = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
+SHAPE = dict.fromkeys(("unit", "metrics", "settings", "provenance", "details"), dict) | {"experiment": str}
+ORIGIN = {"started": str, "seconds": int | float, "data": list, "models": list, "versions": dict}  # its provenance
 CODE = ("helpers", "tools", "notebooks", "requirements.txt", "constraints.txt", "run_all.sh")  # what `commit` speaks of
 DRIVE = Path("/content/drive")  # where Colab mounts Google Drive
 RANDOM_REVISION = "0000000000"  # a revision that starts so holds weights drawn at random
@@ -46,7 +50,9 @@ class Workspace:
 
     def __init__(self, profile: "Profile", store: str | None = None, name: str | None = None):
         """`name`: of the folder in results/, if not the profile's. InputError if Google Drive is not mounted."""
-        self.root, self._profile = Path(store) if store else ROOT, profile
+        if not isinstance(store, str | Path | None):
+            raise InputError(f"store = {store!r}: expected the name of a folder")
+        self.root, self._profile = Path(store).expanduser() if store else ROOT, profile
         if self.root.is_relative_to(DRIVE) and not (DRIVE / "MyDrive").is_dir():
             command = f"from google.colab import drive; drive.mount('{DRIVE}')"
             raise InputError(f"store = {store!r}: Google Drive is not mounted; run `{command}` in a cell first")
@@ -68,7 +74,17 @@ class Workspace:
 
     def path(self, experiment: str, unit: dict, settings: dict) -> Path:
         """The file that holds, or will hold, the record of `unit` measured with `settings`."""
-        return self.records / experiment / f"{slug(unit)}-{digest(settings)}.json"
+        return self.records / experiment / file_name(unit, settings)
+
+    def sweep(self) -> None:
+        """Delete what processes that were killed had half written: their number is in its name."""
+        import psutil
+
+        for folder in (self.results, self.figures, self.checkpoints):
+            for path in folder.rglob("*.tmp"):
+                number = path.suffixes[-2:-1] or [""]
+                if number[0][1:].isdigit() and not psutil.pid_exists(int(number[0][1:])):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def find(self, experiment: str, unit: dict, settings: dict) -> dict | None:
         """The record of `unit` with just these settings, if there is one."""
@@ -104,20 +120,32 @@ def digest(settings: dict) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
+def file_name(unit: dict, settings: dict) -> str:
+    """By which a unit's record with these settings is found."""
+    return f"{slug(unit)}-{digest(settings)}.json"
+
+
 def read_record(path: Path) -> dict:
     """A record as written; InputError if the file is damaged."""
-    return parse(path.read_text(errors="replace"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # a folder
+        text = ""
+    return parse(text, f"{path}: not a whole record; delete it to have it measured again")
 
 
-def parse(text: str, name: str) -> dict:
-    """A record from its text; InputError, about `name`, if it is damaged."""
+def parse(text: str, problem: str) -> dict:
+    """A record from its text; InputError, saying `problem`, if a part is missing, or a metric is no finite number."""
     try:
         record = json.loads(text)
-        if {"experiment", "unit", "metrics", "settings", "provenance"} <= record.keys():
+        parts = [(record[name], kind) for name, kind in SHAPE.items()]
+        parts += [(record["provenance"][name], kind) for name, kind in ORIGIN.items()]
+        numbers = record["metrics"].values()
+        if all(isinstance(part, kind) for part, kind in parts) and numbers and all(map(math.isfinite, numbers)):
             return record
-    except (ValueError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass
-    raise InputError(f"{name}: not a whole record; delete it to have it measured again")
+    raise InputError(problem)
 
 
 def of(found: Sequence[dict], **wanted) -> list[dict]:
@@ -163,16 +191,21 @@ def _mixed(found: Sequence[dict]) -> tuple[str, str, str] | None:
     """Two units that are compared and were not made alike, and in what; None if there are none.
 
     Models and seeds of a task are compared, so recipe, precision and data must be the same; and of a model, what it
-    started from.
+    started from. Students that were pretrained must have had the same teacher, text and steps.
     """
     seen: dict[tuple, tuple[str, str]] = {}
     for record in found:
-        unit, settings, data = record["unit"], record["settings"], record["provenance"].get("data", [])
-        task = slug({name: value for name, value in unit.items() if name not in ("model", "seed")})
-        read = [[one.get(key) for key in ("id", "config", "revision", "rows", "capped")] for one in data]
-        told = {("recipe", task): settings.get("recipe"), ("precision", task): settings.get("precision")}
-        told |= {("data", task): read, ("start", unit.get("model")): settings.get("start")}
-        for key, value in told.items() if "seed" in unit and {"recipe", "start"} <= settings.keys() else ():
+        unit, settings, data = record["unit"], record["settings"], record["provenance"]["data"]
+        told: dict[tuple, Any] = {}
+        if {"recipe", "start"} <= settings.keys():  # fine-tuned
+            task = slug({name: value for name, value in unit.items() if name not in ("model", "seed")})
+            read = [[one.get(key) for key in ("id", "config", "revision", "rows", "capped")] for one in data]
+            told = {("recipe", task): settings["recipe"], ("precision", task): settings.get("precision")}
+            told |= {("data", task): read, ("start", unit["model"]): settings["start"]}
+        elif {"recipe", "layers"} <= settings.keys():  # pretrained students
+            told = {(name, ""): settings.get(name) for name in ("teacher", "corpus", "precision")}
+            told["training", ""] = settings["recipe"].get("training")
+        for key, value in told.items():
             first = seen.setdefault(key, (slug(unit), digest({"": value})))
             if first[1] != digest({"": value}):
                 return first[0], slug(unit), key[0]
@@ -281,7 +314,7 @@ def _is_random(teacher: str) -> bool:
 
 # --- all records as one file: packed where they were made, as in Colab, and unpacked into the project at home
 
-LARGEST = 20_000_000  # bytes of one record; the largest there are have about one million
+LARGEST, MOST = 20_000_000, 500_000_000  # bytes of one record (there are some of a million), and of all together
 
 
 def archive(space: Workspace) -> Path:
@@ -312,11 +345,18 @@ def restore(path: Path, results: Path = ROOT / "results") -> dict[str, int]:
             for one in packed.infolist():
                 if not ours.fullmatch(one.filename) or one.file_size > LARGEST:
                     raise InputError(f"{path}: {one.filename} is no record of this project; nothing was unpacked")
+            if not 0 < sum(one.file_size for one in packed.infolist()) < MOST:
+                raise InputError(f"{path}: no records in it, or over {MOST / 1e6:,.0f} MB of them")
             texts = {name: packed.read(name).decode() for name in packed.namelist()}
-    except (OSError, zipfile.BadZipFile, UnicodeDecodeError) as error:
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file") from None
+    except (OSError, zipfile.BadZipFile, zlib.error, UnicodeDecodeError, RuntimeError) as error:  # damaged, encrypted …
         raise InputError(f"{path}: no whole archive of records ({error}); pack it again") from None
     for name, text in texts.items():
-        parse(text, f"{path}: {name}")
+        problem = f"{path}: {name} is no whole record of its unit; nothing was unpacked, pack it again"
+        record = parse(text, problem)
+        if Path(name).name != file_name(record["unit"], record["settings"]):
+            raise InputError(problem)
     new = {name: text for name, text in texts.items() if not (results / name).exists()}
     for name, text in new.items():
         write_whole(results / name, text)

@@ -1,6 +1,7 @@
 """What every experiment of the series is: units, their settings, how one is measured; and the one loop over them."""
 
 import functools
+import os
 import statistics
 import sys
 import traceback
@@ -15,11 +16,16 @@ from . import records
 
 METER = "{desc}: {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} in {elapsed}{postfix}"
 UNKNOWN = 10.0  # seconds that a unit is taken to need of which nothing is on record
+READ_ONLY = "SERIES_READ_ONLY"  # the environment's word that nothing may be measured, since others run beside
 _bar: tqdm | None = None  # of the experiment that is running
 
 
 class SweepError(RuntimeError):
     """Some units failed; the message names each with its reason. The others have their records."""
+
+
+class UnmeasuredError(RuntimeError):
+    """A unit has no record, and nothing may be measured now."""
 
 
 class Experiment:
@@ -121,12 +127,16 @@ class Experiment:
                     settings = self.settings(unit)
                     record = None if self.fresh else self.space.find(self.name, unit, settings)
                     if not record:
+                        if os.environ.get(READ_ONLY):
+                            raise UnmeasuredError(name)
                         started = datetime.now(UTC)
                         measured = self.measure(unit)
                         origin = records.provenance(started, measured.data, measured.models)
                         record = self.space.write(self.name, unit, settings, measured, origin)
                         measured_now += 1
                     found.append(record)
+                except UnmeasuredError:
+                    raise
                 except Exception as error:
                     reason = f"{type(error).__name__}: {str(error).strip()} ({_place(error)})"
                     failures.append(f"{self.name} {name}: {reason}")

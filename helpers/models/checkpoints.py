@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -74,7 +75,7 @@ def load_masked_lm(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase,
     """
     load_config(name)
     folder, source = fetch(name)
-    with _quiet():
+    with quiet("transformers"):  # of a head that is missing: it is reported by us
         model, report = transformers.AutoModelForMaskedLM.from_pretrained(folder, **WEIGHTS, output_loading_info=True)
     head = not any(key.startswith(("cls.", "vocab_")) for key in report["missing_keys"])
     return model.eval(), load_tokenizer(name), source | {"parameters": parameters(model), "head": head}
@@ -92,17 +93,20 @@ def load_with_head(kind: type, name: str, seed: int, **config) -> PreTrainedMode
         labels = f"{there.num_labels} labels, and the task has {wanted}"
         raise InputError(f"{name} was fine-tuned for {labels}: give a checkpoint without a head, or one of this task")
     torch.manual_seed(seed)
-    with _quiet():
+    with quiet("transformers"):  # a new head is what is wanted
         return kind.from_pretrained(fetch(name)[0], **WEIGHTS, **config)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No warning of a head that is missing: it is reported by us, or a new one is what is wanted."""
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    yield
-    transformers.logging.set_verbosity(before)
+def quiet(logger: str | None = None) -> Iterator[None]:
+    """Errors alone of a library that says more than there is to say; None: of all."""
+    said = logging.getLogger(logger)
+    level = said.level
+    said.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        said.setLevel(level)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -167,11 +171,12 @@ def vocabulary_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     return model.vocab_projector(model.vocab_layer_norm(model.activation(model.vocab_transform(hidden))))
 
 
-def predict(model: nn.Module, inputs: dict[str, Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
+def predict(model: nn.Module, batch: dict[str, Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
     """A masked language model's last hidden states [batch, length, width], and its logits [tokens, vocabulary].
 
     `chosen` [batch, length] says of which tokens. A model that isn't transformers' is asked for both at once.
     """
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     if not isinstance(model, PreTrainedModel):
         return model(inputs, chosen)
     hidden = encode(model, **inputs)
@@ -229,17 +234,14 @@ def fill(model: PreTrainedModel, tensors: dict[str, Tensor], tie: bool = True) -
     """Put tensors into a skeleton by name, tie what is tied, compute what isn't saved; InputError if one is missing."""
     for name, value in tensors.items():
         module, leaf = _place(model, name)
-        if leaf in module._parameters:
-            module._parameters[leaf] = nn.Parameter(value, requires_grad=value.is_floating_point())
-        else:
-            module._buffers[leaf] = value
+        setattr(module, leaf, nn.Parameter(value, requires_grad=value.is_floating_point()))
     if tie:
         model.tie_weights()
     for name, buffer in list(model.named_buffers()):
         if buffer.is_meta:  # BERT's and DistilBERT's own: positions count up, token types are 0
             module, leaf = _place(model, name)
             counted = (torch.arange if leaf == "position_ids" else torch.zeros)(buffer.shape[-1], dtype=buffer.dtype)
-            module._buffers[leaf] = counted.expand(buffer.shape)
+            setattr(module, leaf, counted.expand(buffer.shape))
     if lacking := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
         raise InputError(f"the checkpoint lacks {lacking[0]}: save it again")
     return model
@@ -248,11 +250,6 @@ def fill(model: PreTrainedModel, tensors: dict[str, Tensor], tie: bool = True) -
 def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     owner, _, leaf = name.rpartition(".")
     return model.get_submodule(owner), leaf
-
-
-def is_quantized(model: PreTrainedModel) -> bool:
-    """Whether a model's layers hold integers, and so cannot be trained."""
-    return getattr(model, "hf_quantizer", None) is not None or bool(quantized_layers(model))
 
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -137,16 +137,15 @@ def loss_terms(
     The vocabulary is predicted only where a term looks: `positions` "all" are all tokens but padding, as in the
     paper, "masked" the masked ones (the authors' option `restrict_ce_to_mask`). `hits`: masked tokens guessed right.
     """
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     masked, real = batch["labels"] != encoding.IGNORED, batch["attention_mask"].bool()
     scored = real if teacher is not None and positions == "all" else masked
-    hidden, logits = checkpoints.predict(student, inputs, scored)
+    hidden, logits = checkpoints.predict(student, batch, scored)
     guesses, tokens = logits[masked[scored]], batch["labels"][masked]
     terms = {"masked_lm": masked_lm_loss(guesses, tokens)}
     terms["hits"] = (guesses.detach().argmax(-1) == tokens).sum()
     if teacher is not None:
         with torch.no_grad():  # inference_mode would forbid its tensors in the student's backward pass
-            teacher_hidden, teacher_logits = checkpoints.predict(teacher, inputs, scored)
+            teacher_hidden, teacher_logits = checkpoints.predict(teacher, batch, scored)
         terms["distillation"] = distillation_loss(logits, teacher_logits, temperature)
         terms["cosine"] = cosine_loss(hidden[real], teacher_hidden[real])
     return terms

@@ -64,7 +64,7 @@ class FineTuner(InParts):
 
         InputError if the model is quantized.
         """
-        if checkpoints.is_quantized(model):
+        if getattr(model, "hf_quantizer", None) or checkpoints.quantized_layers(model):
             raise InputError(f"this {type(model).__name__} is quantized: fine-tune the one that it was made from")
         lengths = [len(example["input_ids"]) for example in examples]
         self.rows = encoding.batches(lengths, recipe.batch_size, recipe.epochs, seed, grouped=not pad_to)
@@ -111,6 +111,7 @@ def fine_tune(trainer: FineTuner) -> dict[str, float]:
     return cost | ({"batch_parts": float(trainer.parts)} if trainer.parts > 1 else {})
 
 
+@torch.inference_mode()
 def predict(model: PreTrainedModel, examples: list[dict], batch_size: int, pad_id: int) -> list[dict[str, np.ndarray]]:
     """The model's logits for each example, in the examples' order, in fp32 with dropout off.
 
@@ -118,28 +119,26 @@ def predict(model: PreTrainedModel, examples: list[dict], batch_size: int, pad_i
     together, the longest first, so that what doesn't fit into memory shows at once: then batches get smaller.
     InputError if one row at a time is still too much.
     """
-    try:
-        return _predict(model, examples, batch_size, pad_id)
-    except torch.cuda.OutOfMemoryError as error:
-        if batch_size == 1:
-            raise InputError(f"{training.in_short(error)}, with one row at a time: free the GPU's memory") from None
-    return predict(model, examples, batch_size // 2, pad_id)
-
-
-@torch.inference_mode()
-def _predict(model: PreTrainedModel, examples: list[dict], batch_size: int, pad_id: int) -> list[dict[str, np.ndarray]]:
     model.eval()
-    order = sorted(range(len(examples)), key=lambda row: -len(examples[row]["input_ids"]))
+    left = sorted(range(len(examples)), key=lambda row: -len(examples[row]["input_ids"]))
     padding, found = encoding.Padding(pad_id), [{} for _ in examples]
     given = ("input_ids", "attention_mask", "token_type_ids")
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    while left:
+        rows = left[:batch_size]
         batch = padding([{name: examples[row][name] for name in given} for row in rows])
-        outputs = model(**accepted(model, batch))
+        try:
+            outputs = model(**accepted(model, batch))
+        except torch.cuda.OutOfMemoryError as error:
+            if batch_size == 1:
+                said = str(error).partition(". ")[0]  # without the allocator's advice
+                raise InputError(f"{said}, with one row at a time: free the GPU's memory") from None
+            batch_size //= 2
+            continue
         for name in GUIDES:
             for row, values in zip(rows, outputs.get(name, ()), strict=False):
                 size = None if name == "logits" else len(examples[row]["input_ids"])
                 found[row][name] = values[:size].float().cpu().numpy()
+        left = left[batch_size:]
     return found
 
 

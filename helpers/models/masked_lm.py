@@ -72,8 +72,7 @@ def batch_losses(model: Model, batch: dict[str, Tensor]) -> Tensor:
     The head runs where a token is masked, and nowhere else.
     """
     masked = batch["labels"] != encoding.IGNORED
-    hidden = checkpoints.encode(model, batch["input_ids"], batch["attention_mask"])
-    logits = checkpoints.vocabulary_logits(model, hidden[masked])
+    _, logits = checkpoints.predict(model, batch, masked)
     return F.cross_entropy(logits.float(), batch["labels"][masked], reduction="none")
 
 
@@ -149,15 +148,13 @@ def pseudo_log_likelihoods(
 
 def _asked(model, texts, copies: Sequence[Copy], mask_id: int, pad_id: int) -> list[float]:
     """The log-probability of the token that each copy asks for."""
-    examples = [{"input_ids": texts[text].copy()} for text, _, _ in copies]
-    for example, (_, position, end) in zip(examples, copies, strict=True):
-        example["input_ids"][position:end] = mask_id
-    tokens = torch.tensor([texts[text][position] for text, position, _ in copies], device=model.device)
+    examples = []
+    for text, position, end in copies:
+        ids, labels = texts[text].copy(), np.full_like(texts[text], encoding.IGNORED)
+        ids[position:end], labels[position] = mask_id, texts[text][position]
+        examples.append({"input_ids": ids, "labels": labels})
     batch = {name: values.to(model.device) for name, values in encoding.Padding(pad_id)(examples).items()}
-    hidden = checkpoints.encode(model, batch["input_ids"], batch["attention_mask"])
-    hidden = hidden[torch.arange(len(copies)), [copy.position for copy in copies]]
-    logits = checkpoints.vocabulary_logits(model, hidden).float()
-    return (-F.cross_entropy(logits, tokens, reduction="none")).tolist()
+    return (-batch_losses(model, batch)).tolist()
 
 
 def words_of(ids: np.ndarray, tokenizer: Tokenizer) -> int:
@@ -187,8 +184,7 @@ def fill_mask(model: Model, tokenizer: Tokenizer, prompts: list[str], top: int =
         raise InputError(f"{wrong[0]!r}: expected exactly one [MASK]")
     texts = [prompt.replace("[MASK]", tokenizer.mask_token) for prompt in prompts]
     batch = tokenizer(texts, padding=True, return_tensors="pt").to(model.device)
-    hidden = checkpoints.encode(model, batch["input_ids"], batch["attention_mask"])
-    logits = checkpoints.vocabulary_logits(model, hidden[batch["input_ids"] == tokenizer.mask_token_id])
+    _, logits = checkpoints.predict(model, batch, batch["input_ids"] == tokenizer.mask_token_id)
     shares, tokens = logits.float().softmax(-1).topk(top)
     words = [tokenizer.convert_ids_to_tokens(row) for row in tokens.tolist()]
     return [list(zip(*pair, strict=True)) for pair in zip(words, shares.tolist(), strict=True)]

@@ -1,10 +1,12 @@
 """What all trainers of the series share: plain arguments, progress, checkpoints by the clock, batches in parts."""
 
+import contextlib
 import gc
 import json
 import math
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -73,7 +75,7 @@ def run(trainer: InParts) -> Path | None:
             trainer.train(resume_from_checkpoint=str(last) if last else None)
             return last
         except torch.cuda.OutOfMemoryError as error:
-            said = in_short(error)
+            said = str(error).partition(". ")[0]  # without the allocator's advice
         if trainer.parts >= trainer.args.train_batch_size:
             raise InputError(f"{said}, with one row at a time: free the GPU's memory")
         trainer.parts *= 2
@@ -85,9 +87,17 @@ def run(trainer: InParts) -> Path | None:
         torch.cuda.empty_cache()
 
 
-def in_short(error: torch.cuda.OutOfMemoryError) -> str:
-    """What there was too little of, without the allocator's advice."""
-    return str(error).partition(". ")[0]
+@contextlib.contextmanager
+def unfinished(folder: Path, fresh: bool) -> Iterator[Path]:
+    """Where a training that is to end in the checkpoint `folder` saves its way, to be resumed: gone when that is there.
+
+    With `fresh`, it is not resumed.
+    """
+    place = folder.with_name(f"{folder.name}.training")
+    if fresh:
+        shutil.rmtree(place, ignore_errors=True)
+    yield place
+    shutil.rmtree(place, ignore_errors=True)
 
 
 class Watch(TrainerCallback):

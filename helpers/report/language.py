@@ -1,7 +1,6 @@
 """Notebook 05's records side by side: perplexities by model and stage, what changes from one to another, in words."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -79,12 +78,12 @@ def mean_of(found: Sequence[dict], metric: str) -> float:
     return float(np.exp(np.log(values).mean()) if "perplexity" in metric else values.mean())
 
 
-def _interval(metric: str, **unit) -> Callable[[list[dict]], tuple[float, ...] | None]:
+def interval(metric: str, **unit) -> Callable[[list[dict]], tuple[float, ...] | None]:
     """Of the records of some seeds, the mean of a metric and of its ends, for a column; None without records."""
     return lambda own: tuple(mean_of(of(own, **unit), metric + end) for end in ENDS) if of(own, **unit) else None
 
 
-def _by_stage(found: Sequence[dict], columns: Sequence[Column]) -> pd.DataFrame:
+def by_stage(found: Sequence[dict], columns: Sequence[Column]) -> pd.DataFrame:
     """A row a model and stage of which there are records, from the list of these."""
     groups = [of(found, model=model, stage=stage) for model in MODELS for stage in STAGES]
     return tables.build(filter(None, groups), columns, lambda own: called(**own[0]["unit"]), "model")
@@ -93,36 +92,6 @@ def _by_stage(found: Sequence[dict], columns: Sequence[Column]) -> pd.DataFrame:
 def called(model: str, stage: str, **_) -> str:
     """What a model is called at a stage."""
     return f"{MODELS[model]}, {STAGES[stage]}"
-
-
-def wikitext_table(found: Sequence[dict]) -> pd.DataFrame:
-    """A row a model and stage, on WikiText-2: loss, perplexity over masked tokens, pseudo-perplexity, size."""
-    loss = ("masked_lm_loss", "masked_lm_loss_std_of_draws")
-    columns = [
-        Column("loss (nats, ± over draws)", lambda own: tuple(mean_of(own, name) for name in loss), "{:.3f} ± {:.3f}"),
-        Column("perplexity over masked tokens", _interval("perplexity"), WIDE),
-        Column("pseudo-perplexity", _interval("pseudo_perplexity"), WIDE),
-        Column("weights (MB)", lambda own: own[0]["metrics"]["size_mb"]),
-        Column("has read WikiText-2", lambda own: has_read(own[0])),
-        Column("fine-tuning seeds", lambda own: len(own) if "seed" in own[0]["unit"] else None, "{}"),
-    ]
-    return _by_stage(of(found, text="wikitext"), columns)
-
-
-def gsm8k_table(found: Sequence[dict]) -> pd.DataFrame:
-    """A row a model and stage: perplexity over masked tokens of GSM8K's questions, alone and with their answers."""
-    texts = ("gsm8k_questions", "gsm8k_answers")
-    return _by_stage(found, [Column(TEXTS[text], _interval("perplexity", text=text), WIDE) for text in texts])
-
-
-def changes(found: Sequence[dict]) -> pd.DataFrame:
-    """What each stage changes in the masked-LM loss (nats) of each text, against the model as pretrained."""
-
-    def cell(text: str, own: list[dict]) -> str:
-        return str(change(found, own[0]["unit"]["model"], text, own[0]["unit"]["stage"]) or tables.NOTHING)
-
-    tuned = [record for record in found if record["unit"]["stage"] != "base"]
-    return _by_stage(tuned, [Column(title, partial(cell, text)) for text, title in TEXTS.items()])
 
 
 def printed(metric: str = "loss", stage: str = "base") -> pd.Series:

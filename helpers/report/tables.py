@@ -74,40 +74,27 @@ COLUMNS = {
     "cosine_loss": Column("1 − cosine to teacher", "cosine_loss", "{:,.3f}", best=min),
     "masked_token_accuracy": Column("masked tokens right (%)", "masked_token_accuracy", "{:,.1f}", 100, best=max),
     "cloze_accuracy": Column("cloze facts right (%)", "cloze_accuracy", "{:,.1f}", 100, best=max),
-    "parameters": Column("parameters (million)", "parameters", "{:,.2f}", 1e-6),
-    "size_mb": Column("weights (MB)", "size_mb", "{:,.1f}"),
     "training_minutes": Column("training (minutes)", "training_minutes", "{:,.1f}"),
-    "training_tokens": Column("tokens seen (million)", "training_tokens", "{:,.2f}", 1e-6),
     "tokens_per_s": Column("training speed (tokens/s)", "tokens_per_s", "{:,.0f}"),
     "examples_per_s": Column("training speed (examples/s)", "examples_per_s", "{:,.0f}"),
     "accuracy": Column("accuracy (%)", "accuracy", "{:,.1f}", 100, best=max),
     "truncated": Column("texts cut off (%)", "truncated", "{:,.1f}", 100),
-    "exact_match": Column("exact match (%)", "exact_match", "{:,.1f}", best=max),
-    "f1": Column("F1 (%)", "f1", "{:,.1f}", best=max),
 }
 
-
-class Model(NamedTuple):
-    """What a model is called, and its colour, everywhere."""
-
-    name: str
-    colour: str | None = None
-
-
-CAST = {
-    "teacher": Model("teacher", "#404040"),
-    "released": Model("released DistilBERT", "#cc78bc"),
-    "student": Model("student", "#0173b2"),
-    "student_d": Model("student, distilled twice (D)", "#56b4e9"),
-    "twin": Model("twin, undistilled", "#de8f05"),
-    "random": Model("student from random weights", "#029e73"),
-    "no_distillation": Model("student without distillation loss"),
-    "no_masked_lm": Model("student without masked-LM loss"),
-    "no_cosine": Model("student without cosine loss"),
-    "quarter_text": Model("student from a quarter of the corpus"),
+CAST = {  # what a model is called, and its colour, everywhere
+    "teacher": ("teacher", "#404040"),
+    "released": ("released DistilBERT", "#cc78bc"),
+    "student": ("student", "#0173b2"),
+    "student_d": ("student, distilled twice (D)", "#56b4e9"),
+    "twin": ("twin, undistilled", "#de8f05"),
+    "random": ("student from random weights", "#029e73"),
+    "no_distillation": ("student without distillation loss", None),
+    "no_masked_lm": ("student without masked-LM loss", None),
+    "no_cosine": ("student without cosine loss", None),
+    "quarter_text": ("student from a quarter of the corpus", None),
 }
-MODELS = {key: model.name for key, model in CAST.items()}
-COLOURS = {key: model.colour for key, model in CAST.items() if model.colour}
+MODELS = {key: name for key, (name, _) in CAST.items()}
+COLOURS = {key: colour for key, (_, colour) in CAST.items() if colour}
 
 
 def every_published() -> pd.DataFrame:

@@ -105,7 +105,8 @@ def test_variants_are_checked_and_fp32_is_always_there(tmp_path, monkeypatch):
     without(monkeypatch, "onnx")
     reasons = {"onnx_int8": "onnx not installed: pip install -r requirements.txt", "bnb_nf4": "no bits here"}
     assert experiment.missing == reasons
-    monkeypatch.setattr(compression.Compression, "weights", lambda *_: "there")
+    monkeypatch.setattr(compression.FineTuned, "weights", "there")
+    experiment = made(tmp_path, "quantization", variants=["onnx_int8", "bnb_nf4"])
     assert {unit["variant"] for unit in experiment.ready} == {"fp32"}
     assert "student-bnb_nf4: – no bits here" in experiment.plan()
     monkeypatch.setattr(machine, "processor_precisions", lambda: ["fp32", "bf16"])

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -249,6 +250,6 @@ def test_what_was_asked_on_arm64_is_there_without_an_emulator(tmp_path, monkeypa
     )
     assert check.run() == [] and {check.why_not(unit) for unit in check.units} == {"no emulator here"}
     first, measured = check.units[0], records.Measurement({"agreement": 1.0}, [], [])
-    space.write(check.name, first, check.settings(first), measured, {})
+    space.write(check.name, first, check.settings(first), measured, records.provenance(datetime.now(UTC), [], []))
     (found,) = edge.Emulated(profile, space, fresh=True).run()
     assert found["unit"] == first and found["metrics"] == {"agreement": 1.0}, "kept, since it could not be asked again"

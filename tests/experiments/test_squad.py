@@ -131,7 +131,7 @@ def test_answers_come_from_their_contexts(tiny, pretrained):
     profile = profiles.load("mini", tiny | {"squad": FEW | {"longest_answer": 12}})
     made = squad.Squad(profile, records.Workspace(profile, str(pretrained)))
     found = made.run()
-    questions, cut, _ = made.cut("validation")
+    questions, cut, _ = made.examples("validation")
     contexts = dict(zip(questions["id"], questions["context"], strict=True))
     for record in found:
         answers = record["details"]["predictions"]

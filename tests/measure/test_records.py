@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 import zipfile
@@ -14,6 +15,7 @@ from helpers.measure import records
 
 UNIT = {"model": "student", "seed": 0}
 SETTINGS = {"version": 1, "steps": 10}
+ORIGIN = records.provenance(datetime.now(UTC), [], [])
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def measured(**metrics) -> records.Measurement:
 
 
 def test_a_record_is_found_by_unit_and_settings(space):
-    space.write("glue", UNIT, SETTINGS, measured(), {"commit": "c"})
+    space.write("glue", UNIT, SETTINGS, measured(), ORIGIN)
     assert space.find("glue", UNIT, dict(reversed(SETTINGS.items())))["metrics"] == {"accuracy": 0.5}
     assert space.find("glue", UNIT, SETTINGS | {"version": 2}) is None
     assert space.find("glue", UNIT | {"seed": 1}, SETTINGS) is None
@@ -43,7 +45,7 @@ def test_a_metric_that_is_no_number_is_not_recorded(space, value):
 
 
 def test_a_failed_write_leaves_the_old_record_whole(space, monkeypatch):
-    space.write("glue", UNIT, SETTINGS, measured(), {})
+    space.write("glue", UNIT, SETTINGS, measured(), ORIGIN)
 
     def full_disk(_):
         raise OSError(28, "No space left on device")
@@ -63,16 +65,78 @@ def test_a_folder_that_cannot_be_written_to_is_named(space):
 
 
 def test_a_damaged_record_is_named_and_left_out_of_the_evidence(space):
-    space.write("glue", UNIT, SETTINGS, measured(), {"started": "2026-01-01"})
+    space.write("glue", UNIT, SETTINGS, measured(), ORIGIN)
     (space.records / "glue" / "other-00000000.json").write_text('{"experiment": "glue", "un')
     evidence = records.Evidence(space)
     assert [(record["unit"], record["metrics"]) for record in evidence("glue")] == [(UNIT, {"accuracy": 0.5})]
     assert "other-00000000.json: not a whole record; delete it" in evidence.problems[0]
 
 
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        *[("metrics", value) for value in ({}, {"a": math.nan}, {"a": "0.5"}, {"a": None}, [0.5], None)],
+        *[("unit", "sst2"), ("settings", None), ("provenance", None), ("details", None), ("experiment", 3)],
+        *[
+            ("provenance", {name: value for name, value in ORIGIN.items() if name != gone})
+            for gone in ("started", "data")
+        ],
+        ("provenance", ORIGIN | {"seconds": "1.5"}),
+        ("provenance", ORIGIN | {"models": {}}),
+    ],
+)
+def test_a_record_of_another_shape_is_damaged(space, part, value):
+    path = space.path("glue", UNIT, SETTINGS)
+    records.write_whole(path, json.dumps(dict(RECORD, unit=UNIT, settings=SETTINGS)))
+    assert space.find("glue", UNIT, SETTINGS)["metrics"] == {"accuracy": 0.9}
+    for spoilt in (RECORD | {part: value}, {name: own for name, own in RECORD.items() if name != part}, [], "[" * 5000):
+        records.write_whole(path, spoilt if isinstance(spoilt, str) else json.dumps(spoilt))
+        with pytest.raises(InputError, match=f"{path.name}: not a whole record; delete it to have it measured again"):
+            space.find("glue", UNIT, SETTINGS)
+
+
+def test_a_folder_in_the_place_of_a_record_is_named(space):
+    space.path("glue", UNIT, SETTINGS).mkdir(parents=True)
+    with pytest.raises(InputError, match="not a whole record"):
+        space.find("glue", UNIT, SETTINGS)
+
+
+def test_every_committed_record_is_whole():
+    found = list((ROOT / "results").glob("*/records/*/*.json"))
+    for path in found:
+        record = records.read_record(path)
+        assert path.name == records.file_name(record["unit"], record["settings"])
+    assert len(found) >= 530
+
+
+def test_what_the_killed_left_is_swept_and_what_is_being_written_is_not(space):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for number in (ended.pid, os.getpid()):
+        (space.checkpoints / f"student.{number}.tmp").mkdir(parents=True)
+        (space.checkpoints / f"student.{number}.tmp/model.safetensors").touch()
+        space.records.mkdir(parents=True, exist_ok=True)
+        (space.records / f"a.{number}.tmp").touch()
+    (space.checkpoints / "mine.tmp").touch()
+    space.sweep()
+    left = {path.name for path in space.root.rglob("*.tmp")}
+    assert left == {f"student.{os.getpid()}.tmp", f"a.{os.getpid()}.tmp", "mine.tmp"}
+
+
+@pytest.mark.parametrize("store", [3, ["x"], True, {"a": 1}])
+def test_a_store_that_is_no_name_is_refused(store):
+    with pytest.raises(InputError, match="expected the name of a folder"):
+        records.Workspace(profiles.load("mini"), store)
+
+
+def test_home_is_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert records.Workspace(profiles.load("mini"), "~/measured").results == tmp_path / "measured/results/mini"
+
+
 def test_the_newest_record_of_a_unit_is_the_evidence(space):
     for version, day in ((1, "2026-01-02"), (2, "2026-01-01")):
-        space.write("glue", UNIT, SETTINGS | {"version": version}, measured(), {"started": day})
+        space.write("glue", UNIT, SETTINGS | {"version": version}, measured(), ORIGIN | {"started": day})
     (found,) = records.Evidence(space)("glue")
     assert found["settings"]["version"] == 1
     assert records.of([found], model="student") == [found] and records.of([found], model="twin", seed=0) == []
@@ -120,7 +184,8 @@ RECORD = {
     "unit": {"task": "sst2"},
     "metrics": {"accuracy": 0.9},
     "settings": {},
-    "provenance": {},
+    "provenance": ORIGIN,
+    "details": {},
 }
 
 
@@ -146,6 +211,24 @@ def test_what_is_packed_comes_out_once(there, tmp_path):
     assert records.restore(path, home) == {"new": 0, "there already": 3}
 
 
+def test_a_damaged_archive_is_refused_in_one_line(there, tmp_path):
+    path = records.archive(there)
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    damaged[60:90] = bytes(30)
+    empty = tmp_path / "empty.zip"
+    with zipfile.ZipFile(empty, "w"):
+        pass
+    for content, says in ((bytes(damaged), "no whole archive"), (whole[:80], "no whole archive"), (b"", "no whole")):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=says):
+            records.restore(path, tmp_path / "home")
+    for missing, says in ((empty, "no records in it"), (tmp_path / "none.zip", "there is no such file")):
+        with pytest.raises(InputError, match=says):
+            records.restore(missing, tmp_path / "home")
+    assert not (tmp_path / "home").exists()
+
+
 @pytest.mark.parametrize(
     ("member", "text", "message"),
     [
@@ -153,7 +236,8 @@ def test_what_is_packed_comes_out_once(there, tmp_path):
         ("mini/records/glue/../../x-00000000.json", "{}", "is no record of this project"),
         ("mini/tables/01.csv", "a", "is no record of this project"),
         ("huge/records/glue/x-00000000.json", json.dumps(RECORD), "is no record of this project"),
-        ("mini/records/glue/x-00000000.json", '{"unit": 1', "x-00000000.json: not a whole record"),
+        ("mini/records/glue/x-00000000.json", '{"unit": 1', "x-00000000.json is no whole record"),
+        ("mini/records/glue/x-00000000.json", json.dumps(RECORD), "x-00000000.json is no whole record of its unit"),
     ],
 )
 def test_what_is_no_record_does_not_come_in(there, tmp_path, member, text, message):

@@ -1,6 +1,7 @@
 """Experiments: units with a record are not measured again, and what fails or is missing is said."""
 
 import itertools
+from datetime import UTC, datetime
 
 import pytest
 
@@ -50,6 +51,16 @@ def test_what_has_a_record_is_not_measured_again(place):
     assert fresh.calls == [0, 1, 2, 3]
 
 
+def test_while_nothing_may_be_measured_records_are_read(place, monkeypatch):
+    grid = Grid(*place)
+    first = grid.run(grid.units[:2])
+    monkeypatch.setenv(sweep.READ_ONLY, "yes")
+    assert grid.run(grid.units[:2]) == first
+    with pytest.raises(sweep.UnmeasuredError, match="m-seed2"):
+        grid.run()
+    assert grid.calls == [0, 1] and len(list(place[1].records.glob("*/*.json"))) == 2
+
+
 def test_other_settings_are_another_measurement(place):
     Grid(*place).run()
     newer = Grid(*place, version=2)
@@ -76,8 +87,9 @@ def test_where_nothing_can_be_had_the_plan_says_what_to_do(place):
 def test_the_plan_goes_by_what_is_on_record(place):
     profile, space = place
     for seed, seconds in enumerate((60, 120, 600)):
-        made = records.Measurement({}, [], [])
-        space.write("glue", {"model": "other", "seed": seed}, {}, made, {"seconds": seconds})
+        made, took = records.Measurement({"a": 1.0}, [], []), {"seconds": seconds}
+        origin = records.provenance(datetime.now(UTC), [], []) | took
+        space.write("glue", {"model": "other", "seed": seed}, {}, made, origin)
     assert Grid(*place).minutes([{}, {}, {}]) == 6  # the median, three times
 
 

@@ -246,6 +246,31 @@ def test_records_of_two_recipes_are_not_averaged_a6(evidence):
     assert {claim.name: f for claim, f in claims.judge(evidence)}["glue"].verdict == UNMEASURED
 
 
+@pytest.mark.parametrize("changed", ["teacher", "corpus", "precision", "training"])
+def test_students_of_two_teachers_are_not_compared_a4(evidence, changed):
+    """Trouble A4: a try with another teacher moved the ledger from 92.1 to 63.4%, without a word."""
+    alike = {
+        "teacher": "a",
+        "corpus": {"id": "t"},
+        "precision": "fp32",
+        "layers": [0],
+        "recipe": {"training": {"steps": 3}},
+    }
+    other = alike | ({"recipe": {"training": {"steps": 4}}} if changed == "training" else {changed: "another"})
+    for model, settings in (
+        ("student", alike),
+        ("twin", alike | {"recipe": alike["recipe"] | {"w": 0}}),
+        ("random", other),
+    ):
+        write(evidence.space.records, "distillation", {"model": model, "seed": 0}, {"masked_lm_loss": 1.0})
+        path = next((evidence.space.records / "distillation").glob(f"{model}*"))
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": settings}))
+        assert len(evidence("distillation")) == {"student": 1, "twin": 2, "random": 0}[model]
+    assert evidence.problems[0].startswith(
+        f"distillation: random-seed0 and student-seed0 differ in {changed}, so nothing"
+    )
+
+
 def test_what_is_kept_of_a_lead_over_guessing_and_records_are_counted_once(evidence):
     """Of 200 balanced rows fp32 gets 180 right and the variant 172: 72 of 80 rows over guessing, less is published."""
     for name, wrong in (("fp32", 20), ("taylor_50_int8", 28)):

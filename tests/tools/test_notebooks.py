@@ -72,6 +72,12 @@ def test_the_set_up_cell_is_the_same_everywhere():
     assert REPOSITORY in tagged(SOURCES[0], "setup")
 
 
+def move(clone: Path, *given: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"VIRTUAL_ENV": sys.prefix}
+    command = ["bash", "tools/move.sh", *given]
+    return subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=120, env=environment)
+
+
 @pytest.fixture
 def moved(tmp_path) -> Path:
     """A clone of the project, as it is here, that knows where it lives, as others find it."""
@@ -80,9 +86,9 @@ def moved(tmp_path) -> Path:
     for folder in ("notebooks", "helpers", "tools"):
         shutil.rmtree(clone / folder)
         shutil.copytree(ROOT / folder, clone / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "README.md", clone)
-    command = [sys.executable, "-m", "tools.run", "--repository", "someone/measured"]
-    done = subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=120)
+    for name in ("README.md", "run_all.sh"):
+        shutil.copy(ROOT / name, clone)
+    done = move(clone, "someone/measured")
     assert done.returncode == 0 and "notebooks/00_start_here.ipynb" in done.stdout, done.stdout + done.stderr
     return clone
 
@@ -99,10 +105,9 @@ def test_the_project_can_move(moved):
     assert not [path for path, text in texts.items() if REPOSITORY in text]
     links = [path for path, text in texts.items() if "github/someone/measured/blob/main/notebooks/" in text]
     assert {moved / "README.md", *moved.glob("notebooks/*.ipynb")} <= set(links)
-    command = [sys.executable, "-m", "tools.run", "--repository"]
-    for wrong in ("someone", "some one/x", "https://github.com/a/b", "a-/b", "a/b.git", "a/b/c"):
-        done = subprocess.run([*command, wrong], cwd=moved, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 2 and done.stderr.startswith("error: --repository"), wrong
+    for wrong in ("someone", "some one/x", "https://github.com/a/b", "a-/b", "a/b.git", "a/b/c", ""):
+        done = move(moved, wrong)
+        assert done.returncode == 2 and done.stderr.startswith("error: "), wrong
         assert done.stderr.count("\n") == 1 and "expected OWNER/NAME" in done.stderr
     assert {path: path.read_text() for path in sources} == texts
 

@@ -14,7 +14,7 @@ def page(tmp_path, monkeypatch):
     """A README of its own, and parts that cost nothing to make."""
     made = {"glance": "| a |\n|---|\n| 1 |"}
     monkeypatch.setattr(readme, "ROOT", tmp_path)
-    monkeypatch.setattr(readme, "blocks", lambda repository: made)
+    monkeypatch.setattr(readme, "blocks", lambda: made)
     return tmp_path / "README.md"
 
 

@@ -1,5 +1,7 @@
 """The runner, on a small series of its own: the real command, real kernels, and nothing that takes long."""
 
+import http.server
+import itertools
 import json
 import os
 import re
@@ -7,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,7 +19,8 @@ import pytest
 from bs4 import BeautifulSoup
 
 from helpers import profiles
-from tools import notebooks, run
+from helpers.measure import records
+from tools import html, notebooks, run
 
 ROOT = Path(__file__).parents[2]
 SETUP = """\
@@ -43,6 +47,17 @@ for folder, file in ("records/things", "a.json"), ("records/things", "b.json"), 
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         path.write_text("{}")"""
+UNIT = """\
+from helpers import profiles
+from helpers.measure import records, sweep
+class Things(sweep.Experiment):
+    name, units = "things", [{"model": "NAME"}]
+    settings = lambda self, unit: {}
+    measure = lambda self, unit: time.sleep(1) or records.Measurement({"score": 1.0}, [], [])
+chosen = profiles.load(profile, overrides)
+begun = time.time()
+Things(chosen, records.Workspace(chosen)).run()
+(log / "measured-NAME.json").write_text(json.dumps({"start": begun, "end": time.time()}))"""
 SHOW = """\
 import base64, sys
 from IPython.display import HTML, display
@@ -172,6 +187,47 @@ def test_pages_read_without_network(finished):
     assert page.title.string == "First & foremost"
 
 
+HOSTILE = """<script>document.title = 'pwned'</script><img src=x onerror="document.title = 'pwned'">
+<iframe src="data:text/html,<script>parent.document.title = 'pwned'</script>"></iframe>
+<svg onload="document.title = 'pwned'"></svg>
+<img src="http://127.0.0.1:PORT/seen.png"><link rel=stylesheet href="http://127.0.0.1:PORT/seen.css">
+<a id=go href="javascript:document.title = 'pwned'">a</a><form action="http://127.0.0.1:PORT/"><input autofocus
+onfocus="document.title = 'pwned'"></form><style>@import "http://127.0.0.1:PORT/seen.css";</style>"""
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium")
+def test_text_that_a_page_shows_runs_nothing_and_fetches_nothing(tmp_path):
+    seen = []
+
+    class Asked(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+        log_message = None
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Asked)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    review = HOSTILE.replace("PORT", str(server.server_port))
+    cells = [nbformat.v4.new_markdown_cell(f"# A page\n\n{review}"), nbformat.v4.new_code_cell("0")]
+    shown = {"text/markdown": review, "text/html": review}
+    cells[1].outputs = [nbformat.v4.new_output("display_data", {kind: text}) for kind, text in shown.items()]
+    space = records.Workspace(profiles.load("mini"), str(tmp_path))
+    space.notebooks.mkdir(parents=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), space.notebooks / "01_first.ipynb")
+    html.write_pages(space)
+    page = space.report / "01_first.html"
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", "--dump-dom"]
+    for protected in (True, False):
+        if not protected:
+            page.write_text(re.sub(r"<meta http-equiv=[^>]*>", "", page.read_text()))
+        done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=60)
+        ran = "pwned" in BeautifulSoup(done.stdout, "html.parser").title.text
+        assert (ran or bool(seen)) != protected, f"{protected=} {ran=} {seen=}"
+    server.shutdown()
+
+
 def test_links_between_pages_lead_somewhere(finished):
     project, _ = finished
     (project / "README.md").touch()
@@ -200,6 +256,11 @@ def test_links_between_pages_lead_somewhere(finished):
         (["--jobs", "0"], "--jobs"),
         (["--jobs", "two"], "--jobs"),
         (["--fast"], "--fast"),
+        (["--unpack", ""], "--unpack"),
+        (["--set", "corpus.block_length=!!timestamp foo"], "YAML"),
+        (["--set", "corpus.block_length=" + "[" * 3000], "YAML"),
+        (["--set", "pauze=" + "1" * 5000], "pauze"),
+        (["--set", "store=~nobody-of-this-name/x"], "nobody-of-this-name"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_runs(project, monkeypatch, capsys, arguments, told):
@@ -213,11 +274,59 @@ def test_what_makes_no_sense_is_refused_before_anything_runs(project, monkeypatc
         code = leaving.code
     error = capsys.readouterr().err
     assert code == 2 and error.startswith("error: ") and error.count("\n") == 1 and told in error
+    assert len(error) < 500
+
+
+def declared(project: Path) -> notebooks.Notebook:
+    """A notebook with all the parameters that the series' have."""
+    add_notebook(project, "01_first", "store = None")
+    path = project / "notebooks/01_first.ipynb"
+    path.write_text(path.read_text().replace("pause = 0.0  # seconds", "pause = 0.0\\nstore = None"))
+    return notebooks.Notebook(path)
+
+
+def test_paths_are_taken_as_they_were_meant_where_the_command_was_given(project, monkeypatch, tmp_path):
+    monkeypatch.setenv("SERIES_CALLED_FROM", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "elsewhere/mybert").mkdir(parents=True)
+    own, there = [declared(project)], str(tmp_path / "elsewhere")
+
+    def given(setting: str):
+        overrides, parameters = notebooks.sort_settings([setting], own)
+        return next(iter((overrides | parameters).values()))
+
+    assert given("store=2026-10-01") == f"{there}/2026-10-01" and given("store='20261001'") == f"{there}/20261001"
+    assert given("store=~/measured") == str(tmp_path / "home/measured") and given("store=/tmp/a: b") == "/tmp/a: b"
+    assert given("store=null") is None and given("released=null") is None
+    assert given("teacher=mybert") == given("teacher=./mybert") == f"{there}/mybert"
+    assert given("teacher=google-bert/bert-base-uncased") == "google-bert/bert-base-uncased"
+    assert given("corpus.id=../text") == f"{there}/../text" and given("corpus.train=2026") == "2026"
+
+
+def test_two_runs_do_not_share_a_folder(project, tmp_path):
+    add_notebook(project, "01_first")
+    first = start(project, "-m", "tools.run", "--set", "pause=100")
+    wait_for(lambda: (project / "log/01_first.json").exists())
+    code, out, err = execute(project)
+    assert code == 1 and out == "" and err.count("\n") == 1
+    assert err.startswith("error: another run is at work in results/mini: wait for it, or name another `store`")
+    os.kill(first.pid, signal.SIGKILL)
+    finish(first)
+    assert execute(project)[0] == 0, "a lock ends with its run"
+
+
+@pytest.mark.slow
+def test_scripts_are_started_from_anywhere_and_through_a_link(tmp_path):
+    link = tmp_path / "measure"
+    link.symlink_to(ROOT / "run_all.sh")
+    for command in (link, ROOT / "run_all.sh"):
+        words = [command, "--unpack", "none.zip"]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2 and done.stderr == f"error: {tmp_path}/none.zip: there is no such file\n"
 
 
 def test_values_are_read_as_yaml_and_sorted(project, monkeypatch):
-    add_notebook(project, "01_first")
-    own = [notebooks.Notebook(project / "notebooks/01_first.ipynb")]
+    own = [declared(project)]
     settings = ["distillation.seeds=[0, 1]", "distillation.training.learning_rate=2e-4", "pause=null"]
     overrides, parameters = notebooks.sort_settings(settings, own)
     assert overrides == {"distillation.seeds": [0, 1], "distillation.training.learning_rate": 2e-4}
@@ -262,18 +371,42 @@ def test_side_by_side_but_what_times_things_runs_alone(project):
     assert overlap(entries["01_a"], entries["03_b"])
     assert not any(overlap(entries["02_timing"], entries[name]) for name in ("01_a", "03_b", "04_c"))
     assert entries["04_c"]["start"] > entries["01_a"]["end"]
-    assert {name: entry["overrides"]["threads"] for name, entry in entries.items()}["02_timing"] == 4
+    assert {entry["overrides"]["threads"] for entry in entries.values()} == {4}, "numbers depend on them"
 
 
-def test_threads_are_shared_among_those_side_by_side(project):
-    add_notebook(project, "01_a")
-    add_notebook(project, "02_timing", times=True)
-    plain, timing = (
-        notebooks.Notebook(project / "notebooks/01_a.ipynb"),
-        notebooks.Notebook(project / "notebooks/02_timing.ipynb"),
-    )
-    runner = run.Runner(None, profiles.load("mini", {"threads": 4}), {"overrides": {}}, jobs=2)
-    assert runner.given(plain) == {"overrides": {"threads": 2}} and runner.given(timing) == {"overrides": {}}
+@pytest.mark.slow
+def test_what_has_its_records_is_drawn_side_by_side_and_what_has_not_is_measured_alone(project):
+    declared = {
+        "01_a": {"times": True},
+        "02_b": {"times": True, "needs": ["01"]},
+        "03_c": {},
+        "04_d": {"after": ["03"]},
+    }
+    for name, said in declared.items():
+        add_notebook(project, name, UNIT.replace("NAME", name), experiments=["things"], **said)
+    add_notebook(project, "05_watch", times=True)  # it has no record: what it times, it times anew
+    found = project / "results/mini/records/things"
+
+    def run_again() -> tuple[str, dict, dict]:
+        code, out, err = execute(project, "--set", "pause=1.5")
+        assert code == 0, err
+        assert [line[:2] for line in sorted(out.splitlines()) if " done in " in line] == ["01", "02", "03", "04", "05"]
+        entries = logged(project)
+        assert not any(overlap(entries["05_watch"], entries[name]) for name in declared)
+        return out, entries, {path.name: path.stat().st_mtime_ns for path in found.iterdir()}
+
+    _, entries, before = run_again()
+    assert not any(overlap(entries[a], entries[b]) for a, b in itertools.combinations(declared, 2))
+    out, entries, after = run_again()
+    assert after == before and out.count("nothing measured again") == 4
+    assert any(overlap(entries[a], entries[b]) for a, b in itertools.combinations(declared, 2))
+    next(found.glob("01_a*")).unlink()
+    out, entries, after = run_again()
+    assert {name for name in after if after[name] != before.get(name)} == {name for name in after if "01_a" in name}
+    assert out.count("nothing measured again") == 3 and "01_a  done" in out
+    for measured in ("01_a", "02_b"):  # what is measured, and what needs it, after the others and apart
+        assert entries[measured]["start"] > max(entries["03_c"]["end"], entries["04_d"]["end"])
+    assert entries["02_b"]["start"] > entries["01_a"]["end"]
 
 
 @pytest.mark.slow
