@@ -1,7 +1,11 @@
 """Data sets by name, from the Hub or the mini-world in its place: provenance, official row counts, and their text."""
 
+import functools
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, disable_progress_bars, load_dataset
@@ -42,8 +46,28 @@ def load(profile: Profile, data_id: str, config: str, split: str) -> tuple[Datas
     if embedded:
         return dataset, source | {"id": f"miniworld:{data_id}", "revision": f"version {miniworld.VERSION}"}
     official = OFFICIAL_ROWS.get((data_id, config), {}).get(split)
-    source |= {"revision": records.revision(data_id, "dataset"), "official_rows": {split: official}}
+    source |= {"revision": _revision(data_id), "official_rows": {split: official}}
     return dataset, source | {"partial": official is not None and len(dataset) < official}
+
+
+def state(profile: Profile, *ids: str) -> dict[str, Any]:
+    """What settings say of data sets, since it changes numbers: their revisions, or the mini-world's version.
+
+    A revision settles the rows; a folder of one's own has for one a hash of its files.
+    """
+    if profile.hub == "miniworld":
+        return {"world": miniworld.VERSION}
+    return {"data": {data_id: _revision(data_id) for data_id in ids}}
+
+
+@functools.cache  # asked for each unit of an experiment
+def _revision(data_id: str) -> str | None:
+    if not Path(data_id).is_dir():
+        return records.revision(data_id, "dataset")
+    found = hashlib.sha256()
+    for path in sorted(path for path in Path(data_id).rglob("*") if path.is_file()):
+        found.update(f"{path.relative_to(data_id)} {path.stat().st_size}\n".encode() + path.read_bytes())
+    return found.hexdigest()[:12]
 
 
 def sample(profile: Profile, data_id: str, config: str, split: str, rows: int | None = None) -> tuple[Dataset, dict]:

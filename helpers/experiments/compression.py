@@ -17,8 +17,8 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification, 
 
 from .. import InputError
 from ..compression import onnx, pruning, quantization, runtimes, variants
-from ..compression.variants import BASE, EXPORTED, INT8, LABELS, ONNX, OPENVINO, Variant, parse
-from ..data import encoding
+from ..compression.variants import BASE, EXPORTED, LABELS, OPENVINO, Variant, parse
+from ..data import encoding, hub
 from ..measure import metrics, records, timing
 from ..measure.sweep import Experiment
 from ..models import checkpoints, finetuning, training
@@ -32,7 +32,7 @@ NOT_HERE = "not measured in this profile, which is too small for it (`quantizati
 
 
 def _made_by(variant: Variant) -> dict:
-    made = {"version": VERSION, "packages": variants.packages(variant), "flags": records.telling_flags()}
+    made = {"version": VERSION, "packages": variants.packages(variant), "flags": records.processor()["flags"]}
     return made | {"reduce_range": onnx.needs_reduced_range()}
 
 
@@ -80,7 +80,8 @@ class Compression(Experiment):
         """All that could change the unit's numbers."""
         recipe, timed = as_settings(self.glue.recipe(unit)), as_settings(self.timed)
         how = {name: timed[name] for name in ("threads", "length", "batch_size")}
-        how |= {"rules": as_settings(self.profile.timing), "cpu": records.cpu()["model"]}
+        how |= {"rules": as_settings(self.profile.timing)} | records.processor()
+        how |= hub.state(self.profile, self.glue.data_id)
         how |= {"gpu": torch.cuda.get_device_name(0)} if "device" in unit else {}
         how |= {"repeats": self.timed.repeats * self.isolated(unit), "device": unit.get("device", "cpu")}
         made = self.source(unit["task"], unit["model"]).made_of(parse(unit["variant"]))
@@ -274,15 +275,14 @@ class Losses(Experiment):
         """All that could change the unit's numbers."""
         variant = parse(unit["variant"])
         made = {"version": VERSION, "model": self.pretraining.weights(self.unit), "device": "cpu"}
-        made |= {"packages": variants.packages(variant), "flags": records.telling_flags()}
+        made |= {"packages": variants.packages(variant), "flags": records.processor()["flags"]}
         if self.name == "pruning":
             made["calibration_rows"] = self.profile.pruning.calibration_rows
-        if variant.bits in (*ONNX, INT8) and variant.bits != EXPORTED:
-            made["head"] = "int8"  # its copy of the embeddings' table, too
         corpus, how = as_settings(self.profile.corpus), as_settings(self.profile.distillation)
         recipe = {"positions": how["positions"], "mask_rate": how["mask_rate"]}
         recipe["blocks"] = self.profile.quantization.blocks
-        return made | {"teacher": self.pretraining.weights(TEACHER), "corpus": corpus, "recipe": recipe}
+        made |= {"teacher": self.pretraining.weights(TEACHER), "corpus": corpus, "recipe": recipe}
+        return made | hub.state(self.profile, self.profile.corpus.id)
 
     def measure(self, unit: dict) -> records.Measurement:
         """The losses against the teacher, and the variant's size."""
@@ -383,7 +383,7 @@ class FullSize(Experiment):
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers."""
         how = {"threads": 1, "length": self.profile.quantization.length, "rules": as_settings(self.profile.timing)}
-        return _made_by(parse(unit["variant"])) | how | {"device": "cpu", "cpu": records.cpu()["model"]}
+        return _made_by(parse(unit["variant"])) | how | {"device": "cpu"} | records.processor()
 
     @runtimes.threads_kept()
     def measure(self, unit: dict) -> records.Measurement:

@@ -1,8 +1,8 @@
 """The experiments of notebook 09: the student as an application would run it on a phone.
 
-`Deployed` exports it for ONNX Runtime and measures it here; `bundle` lays it out for a real phone; `Emulated` asks it
-in ONNX Runtime's build for arm64 under QEMU's user emulation, where its answers are those of the kernels that a phone
-runs, as far as the emulator is right, and its times mean nothing.
+`Deployed` exports it for ONNX Runtime and measures it here; `Emulated` asks it in ONNX Runtime's build for arm64 under
+QEMU's user emulation, where its answers are those of the kernels that a phone runs, as far as the emulator is right,
+and its times mean nothing.
 """
 
 import functools
@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ import torch
 from .. import ROOT, InputError
 from ..compression import onnx, quantization, runtimes, variants
 from ..compression.variants import BASE, EXPORTED, FORMATS, HEADS, INT8, MODEL, TASK, Variant, parse
-from ..data import encoding
+from ..data import encoding, hub
 from ..measure import machine, records, timing
 from ..measure.sweep import Experiment
 from ..models import checkpoints
@@ -31,7 +31,6 @@ from . import compression
 VERSION = 2  # raised whenever the code changes the numbers it makes
 EMULATED_VERSION = 1  # the same, of what is asked on arm64
 SENTENCE = "a story that is told with warmth and without hurry ."  # asked for in a process of its own
-PHONE_SCRIPT = ROOT / "tools" / "phone.sh"
 ARM64 = ROOT / ".arm64"  # by tools/arm64.sh: root/, a small Debian; site/, its packages; here/, ONNX Runtime for us
 EMULATOR = "qemu-aarch64-static"
 CORE = "cortex-a76"  # as in phones. QEMU 7.2's default core has i8mm instructions; with them, 8 bits come out wrong
@@ -101,10 +100,14 @@ class Deployed(Experiment):
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers."""
         how = {"threads": unit["threads"], "length": self.own.length, "repeats": self.own.repeats, "device": "cpu"}
-        how |= {"rules": as_settings(self.profile.timing), "cpu": records.cpu()["model"]}
+        how |= {"rules": as_settings(self.profile.timing)} | records.processor()
         if self.judged(unit):
-            how["judged_on"] = self._judged_on(unit["head"])
+            how |= {"judged_on": self._judged_on(unit["head"])} | self.read(unit["head"])
         return {"made": self.made_of(unit)} | how
+
+    def read(self, head: str) -> dict:
+        """What settings say of the data set that a head is asked about."""
+        return hub.state(self.profile, self.pruned.glue.data_id if head == TASK else self.profile.corpus.id)
 
     def judged(self, unit: dict) -> bool:
         """Whether the unit's answers are looked at: at the first number of threads, on which they don't depend."""
@@ -124,7 +127,6 @@ class Deployed(Experiment):
         exported = {"version": VERSION, "opset": onnx.OPSET, "packages": variants.packages(Variant(bits=EXPORTED))}
         if variant.bits == INT8:
             exported["reduce_range"] = onnx.needs_reduced_range()
-            exported |= {"head": "int8"} if guesses_words else {}  # its copy of the embeddings' table, too
         rows = self.profile.pruning.calibration_rows
         whole = {"model": self.weights["masked_lm"], "calibration_rows": rows} if guesses_words else None
         return {"whole": whole or self.tuned.made_of(variant.plain), "exported": exported}
@@ -235,7 +237,7 @@ class Emulated(Experiment):
 
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers."""
-        asked = {"rows": ROWS[unit["head"]], "core": CORE, "cpu": records.cpu()["model"]}
+        asked = {"rows": ROWS[unit["head"]], "core": CORE} | records.processor() | self.exported.read(unit["head"])
         return {"version": EMULATED_VERSION, "made": self.exported.made_of(unit)} | asked
 
     def measure(self, unit: dict) -> records.Measurement:
@@ -260,49 +262,6 @@ class Emulated(Experiment):
 def _scored(logits: np.ndarray, at: np.ndarray) -> np.ndarray:
     """Of a row's logits, [1, classes] or [1, length, words], those at the places that are scored."""
     return logits.reshape(-1, logits.shape[-1])[at]
-
-
-def bundle(exported: Mapping[str, Path], rows: Sequence[runtimes.Inputs], folder: Path) -> Path:
-    """A folder, in `folder`, that holds models with inputs and expected outputs, and the script that times them.
-
-    Laid out as ONNX Runtime's own tools read it: `<name>/model.ort`, and in `<name>/test_data_set_0` the first row's
-    inputs and the logits of this machine, as tensors; that row is timed. The other rows, in `<name>/answer_1`, …, are
-    for comparing answers. Beside the model its tokenizer. Other models, rows or another script make another folder, so
-    the times that a phone sends back stay with what was timed. `exported`: a folder for each name. InputError
-    for a name that is no plain file name, or a folder without an exported model.
-    """
-    for name in exported:
-        if not name.replace("_", "").isalnum():
-            raise InputError(f"{name!r}: the name of a model on a phone has letters, digits and _ only")
-    holds: dict = {name: checkpoints.file_hash(source) for name, source in exported.items()}
-    holds |= {"script": PHONE_SCRIPT.read_text(), "rows": [row["input_ids"].tolist() for row in rows]}
-    made = folder / f"phone-{records.digest(holds)}"
-    if not made.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".phone-", dir=folder) as scratch:
-            building = Path(scratch) / made.name
-            for name, source in exported.items():
-                _lay_out(source, rows, building / name)
-            shutil.copy(PHONE_SCRIPT, building / "run.sh")
-            building.rename(made)
-    return made
-
-
-def _lay_out(source: Path, rows: Sequence[runtimes.Inputs], place: Path) -> None:
-    """One model with its tokenizer, the rows, and what it says to them."""
-    from onnx import numpy_helper
-
-    run = runtimes.load(source, threads=1)
-    place.mkdir(parents=True)
-    for path in (*source.glob("*.onnx"), *source.glob("*.ort"), *source.glob("tokenizer.json")):
-        shutil.copy(path, place)
-    for number, row in enumerate(rows):
-        tensors = {f"input_{at}": (row[name], name) for at, name in enumerate(run.inputs)}
-        tensors["output_0"] = run(row), "logits"
-        given = place / (f"answer_{number}" if number else "test_data_set_0")
-        given.mkdir()
-        for file, (values, name) in tensors.items():
-            (given / f"{file}.pb").write_bytes(numpy_helper.from_array(values, name).SerializeToString())
 
 
 def why_not_arm64() -> str | None:

@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from .. import InputError
-from ..data import hub, miniworld
+from ..data import hub
 from ..data.encoding import encode_texts
 from ..measure import machine, metrics, records, timing
 from ..measure.metrics import GLUE
@@ -75,6 +75,7 @@ class Downstream(Experiment):
 
     auto: type = AutoModelForSequenceClassification
     by: str  # what of a unit says which rows it is about
+    data_id: str  # of the data set
 
     def __init__(self, profile: Profile, space: records.Workspace, fresh: bool = False):
         super().__init__(profile, space, fresh)
@@ -120,8 +121,7 @@ class Downstream(Experiment):
         del recipe["evaluation_batch_size"]  # changes nothing but the time
         start = self.start_hash(unit["model"]) or self.pretraining.weights(self.origin(unit["model"]))
         settings = {"version": VERSION, "precision": self.precision, "recipe": recipe, "start": start}
-        if self.profile.hub == "miniworld":
-            settings["world"] = miniworld.VERSION
+        settings |= hub.state(self.profile, self.data_id)
         if unit["model"] == DISTILLED:
             settings |= {"teacher": self.finetuned_hash(unit | {"model": "teacher"}), "temperature": self.temperature}
         return settings
@@ -201,7 +201,7 @@ class Downstream(Experiment):
 class Glue(Downstream):
     """GLUE: units {"task", "model", "seed"}."""
 
-    name, by = "glue", "task"
+    name, by, data_id = "glue", "task", "nyu-mll/glue"
 
     @property
     def units(self) -> list[dict]:
@@ -244,7 +244,7 @@ class Glue(Downstream):
     def read(self, task: str, split: str) -> tuple[list[dict], np.ndarray, dict]:
         recipe, spec = self.recipe({"task": task}), GLUE[task]
         rows = recipe.train_rows if split == "train" else recipe.dev_rows
-        dataset, source = hub.sample(self.profile, "nyu-mll/glue", task, split, rows)
+        dataset, source = hub.sample(self.profile, self.data_id, task, split, rows)
         labels = np.asarray(dataset["label"][:], dtype=float)
         metrics.check_labels(f"{task}, {split}", labels, spec.classes)
         return encode_texts(dataset, spec.columns, self.pretraining.tokenizer, recipe.length), labels, source
@@ -275,7 +275,7 @@ class PaddingTrial(Glue):
 
     def settings(self, unit: dict) -> dict:
         trial = as_settings(self.profile.glue.padding)
-        return super().settings(unit) | {"trial": trial, "cpu": records.cpu()["model"]}
+        return super().settings(unit) | {"trial": trial} | records.processor()
 
     def recipe(self, unit: dict) -> Recipe:
         trial = self.profile.glue.padding
@@ -307,7 +307,7 @@ class PaddingTrial(Glue):
 class Imdb(Downstream):
     """IMDb: units {"model", "length", "seed"}, the length being the tokens that a model gets to read of a review."""
 
-    name, by = "imdb", "length"
+    name, by, data_id = "imdb", "length", "stanfordnlp/imdb"
 
     @property
     def units(self) -> list[dict]:
@@ -336,7 +336,7 @@ class Imdb(Downstream):
         """The reviews of a split that are used, and their provenance."""
         recipe = self.profile.imdb.recipe
         rows = recipe.train_rows if split == "train" else recipe.dev_rows
-        return hub.sample(self.profile, "stanfordnlp/imdb", "plain_text", split, rows)
+        return hub.sample(self.profile, self.data_id, "plain_text", split, rows)
 
     def read(self, length: int, split: str) -> tuple[list[dict], np.ndarray, dict]:
         """The reviews of a split, so many tokens of each; their labels; their provenance."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..compression import quantization
-from ..data import encoding, hub, miniworld
+from ..data import encoding, hub
 from ..measure import machine, metrics, records, timing
 from ..measure.sweep import Experiment
 from ..models import checkpoints, masked_lm, training
@@ -95,14 +95,16 @@ class Stages(Downstream):
 
     def settings(self, unit: dict) -> dict:
         counts = {name: getattr(self.own, name) for name in ("blocks", "pseudo_blocks", "draws")}
-        return self.common() | counts | self.made_of(unit)
+        return self.common(unit) | counts | self.made_of(unit)
 
-    def common(self) -> dict:
-        """What changes every number of the notebook: the text and how it is masked."""
+    def common(self, unit: dict) -> dict:
+        """What changes every number of the notebook: how text is cut and masked, and which the unit's model reads."""
         corpus = as_settings(self.profile.corpus)
         text = {name: corpus[name] for name in ("id", "train", "heldout", "block_length")}
-        world = {"world": miniworld.VERSION} if self.profile.hub == "miniworld" else {}
-        return {"version": VERSION, "text": text, "mask_rate": self.own.mask_rate} | world
+        names = {unit.get("text", "wikitext"), TUNED_ON.get(unit.get("stage"), unit.get("text", "wikitext"))}
+        ids = {corpus["id"] if name == "wikitext" else "openai/gsm8k" for name in names}
+        read = hub.state(self.profile, *sorted(ids))
+        return {"version": VERSION, "text": text, "mask_rate": self.own.mask_rate} | read
 
     def made_of(self, unit: dict) -> dict:
         """All that could change the unit's model."""
@@ -271,8 +273,8 @@ class Trial(Experiment):
 
     def settings(self, unit: dict) -> dict:
         gpu = torch.cuda.get_device_name() if self.stages.device.type == "cuda" else None
-        on = {"cpu": records.cpu()["model"], "gpu": gpu, "threads": torch.get_num_threads()}
-        return self.stages.common() | {"trial": TRIAL_VERSION} | (on if self.name == "speed" else {})
+        on = {"gpu": gpu, "threads": torch.get_num_threads()} | records.processor()
+        return self.stages.common(unit) | {"trial": TRIAL_VERSION} | (on if self.name == "speed" else {})
 
 
 class Mistakes(Trial):

@@ -78,8 +78,7 @@ class Pretraining(Experiment):
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers; InputError if a student's teacher has not been made yet."""
         settings = {"version": VERSION, "precision": self.precision, "corpus": as_settings(self.profile.corpus)}
-        if self.profile.hub == "miniworld":
-            settings["world"] = miniworld.VERSION
+        settings |= hub.state(self.profile, self.profile.corpus.id)
         spec, recipe = MODELS[unit["model"]], as_settings(self.recipe)
         if spec.start == "as it comes":
             settings |= {unit["model"]: self._given(unit), "revision": self._revision(unit)}

@@ -13,7 +13,7 @@ from transformers import BertConfig, DistilBertConfig, PretrainedConfig, PreTrai
 
 from .. import InputError
 from ..compression import runtimes
-from ..data import encoding, hub, miniworld
+from ..data import encoding, hub
 from ..measure import machine, metrics, records, timing
 from ..measure.sweep import Experiment
 from ..measure.timing import SIDES
@@ -96,13 +96,13 @@ class Speed(Experiment):
         shapes = [_shape(config) for config in self.configurations[unit["pair"]]]
         settings = {"version": VERSION, "packages": packages, "shapes": shapes, "device": unit.get("device", "cpu")}
         settings |= {"gpu": torch.cuda.get_device_name(0)} if "device" in unit else {}
-        settings |= {"cpu": records.cpu()["model"], "flags": records.telling_flags()}
+        settings |= records.processor()
         settings |= {"rules": as_settings(self.profile.timing), "threads": unit.get("threads", 1)}
         if "depth" in unit:
             settings["depths"] = self.depths(unit["pair"])
         if "text" in unit:  # whose tokens they are
             settings |= {"rows": self.own.rows, "teacher": self.profile.teacher}
-            settings |= {"world": miniworld.VERSION} if self.profile.hub == "miniworld" else {}
+            settings |= hub.state(self.profile, "nyu-mll/glue")
         return settings
 
     def depths(self, pair: str) -> list[int]:

@@ -162,7 +162,7 @@ def answers(
 class Squad(glue.Downstream):
     """SQuAD 1.1: units {"model", "seed"}."""
 
-    name = "squad"
+    name, data_id = "squad", "rajpurkar/squad"
     auto = AutoModelForQuestionAnswering
 
     @property
@@ -198,5 +198,5 @@ class Squad(glue.Downstream):
         """The questions of a split, cut into windows, and their provenance."""
         squad, recipe = self.profile.squad, self.profile.squad.recipe
         rows = recipe.train_rows if split == "train" else recipe.dev_rows
-        dataset, source = hub.sample(self.profile, "rajpurkar/squad", "plain_text", split, rows)
+        dataset, source = hub.sample(self.profile, self.data_id, "plain_text", split, rows)
         return dataset, windows(dataset, self.pretraining.tokenizer, recipe.length, squad.stride), source

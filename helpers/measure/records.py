@@ -268,9 +268,12 @@ def cpu() -> dict[str, Any]:
     return {"model": fields.get("model name", platform.machine()), "flags": sorted(filter(telling.match, flags))}
 
 
-def telling_flags() -> list[str]:
-    """The processor's instructions that numbers and speeds depend on."""
-    return [flag for flag in TELLING if flag in cpu()["flags"]]
+def processor() -> dict[str, Any]:
+    """What settings say of the processor that something is timed on: machines of one name differ in these flags.
+
+    They are the instructions that numbers and speeds depend on.
+    """
+    return {"cpu": cpu()["model"], "flags": [flag for flag in TELLING if flag in cpu()["flags"]]}
 
 
 def _gpu(torch: Any) -> dict[str, Any] | None:
@@ -323,7 +326,7 @@ def archive(space: Workspace) -> Path:
     if not found:
         raise InputError(f"no records in {space.records} yet: run a notebook that measures something first")
     path = space.results.with_name(f"{space.name}-records.zip")
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as packed:
         for record in found:
             packed.write(record, record.relative_to(space.results.parent).as_posix())

@@ -99,16 +99,3 @@ def printed(metric: str = "loss", stage: str = "base") -> pd.Series:
     numbers = tables.published(BENCHMARK, "results").query(f"metric == '{metric}'")
     chosen = numbers[numbers.model == f"distilbert-base-uncased, {BENCHMARK_STAGES[stage]}"]
     return chosen.assign(text=chosen.dataset.replace("gsm8k", "gsm8k_questions")).set_index("text").value.astype(float)
-
-
-def scored(found: Sequence[dict], model: str, metric: str = "loss") -> pd.DataFrame:
-    """A metric by way of scoring a model, the published one last (rows), and by stage and text (columns)."""
-    table: dict[tuple[str, str], dict[str, float]] = {}
-    for record in of(found, model=model):
-        unit = record["unit"]
-        if "mistake" in unit and "stage" in unit:  # not the one of redrawn masks
-            table.setdefault((unit["stage"], unit["text"]), {})[unit["mistake"]] = record["metrics"][metric]
-    for stage in BENCHMARK_STAGES:
-        for text, value in printed(metric, stage).items():
-            table.setdefault((stage, text), {})[PUBLISHED] = value
-    return pd.DataFrame(table)

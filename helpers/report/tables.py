@@ -88,6 +88,7 @@ CAST = {  # what a model is called, and its colour, everywhere
     "student_d": ("student, distilled twice (D)", "#56b4e9"),
     "twin": ("twin, undistilled", "#de8f05"),
     "random": ("student from random weights", "#029e73"),
+    "rule": ("a rule that has learnt nothing", "#949494"),
     "no_distillation": ("student without distillation loss", None),
     "no_masked_lm": ("student without masked-LM loss", None),
     "no_cosine": ("student without cosine loss", None),
@@ -237,10 +238,9 @@ def describe_machine(provenance: dict, settings: dict | None = None) -> str:
     return f"{gpu['name'] if gpu else on_cpu}, torch {provenance['versions']['torch']}"
 
 
-OWNERS = {  # the notebook in which an experiment's records are made
-    **{"distillation": "01", "ablation": "01", "glue": "02", "imdb": "03", "squad": "04", "perplexity": "05"},
-    **{"quantization": "06", "pruning": "07", "edge": "09", "arm64": "09"},
-}
+# The notebook in which an experiment's records are made.
+OWNERS = {"glue": "02", "imdb": "03", "squad": "04", "trivial": "04", "perplexity": "05", "quantization": "06"}
+OWNERS |= {"distillation": "01", "ablation": "01", "pruning": "07", "edge": "09", "arm64": "09"}
 
 
 def notebook_of(record: dict) -> str:

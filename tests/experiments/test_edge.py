@@ -116,8 +116,8 @@ def take(bundle, folder, *arguments: str, adb: str | None = ADB, tool: str = TOO
 
 @pytest.mark.slow
 def test_a_bundle_holds_models_inputs_and_expected_outputs(exported, tmp_path, page):
-    (tensors,) = page("09_edge", "tensors")
-    made = edge.bundle({"plain": exported / "fp32", "mobile": exported / "fp32_ort"}, rows(5, 9), tmp_path)
+    tensors, for_a_phone, _ = page("09_edge", "tensors", "for_a_phone", "lay_out")
+    made = for_a_phone({"plain": exported / "fp32", "mobile": exported / "fp32_ort"}, rows(5, 9), tmp_path)
     assert {path.name for path in made.iterdir()} == {"run.sh", "plain", "mobile"}
     assert (made / "mobile/model.ort").exists() and (made / "plain/model.onnx").exists()
     for name in ("plain", "mobile"):
@@ -128,17 +128,15 @@ def test_a_bundle_holds_models_inputs_and_expected_outputs(exported, tmp_path, p
             np.testing.assert_array_equal(inputs["input_ids"], row["input_ids"])
             np.testing.assert_allclose(run(inputs), expected, atol=1e-6)
     (made / "phone.csv").write_text("times")
-    again = edge.bundle({"plain": exported / "fp32", "mobile": exported / "fp32_ort"}, rows(5, 9), tmp_path)
+    again = for_a_phone({"plain": exported / "fp32", "mobile": exported / "fp32_ort"}, rows(5, 9), tmp_path)
     assert again == made and (made / "phone.csv").exists(), "what a phone sent back stays"
-    assert edge.bundle({"plain": exported / "fp32"}, rows(5), tmp_path) != made
-    with pytest.raises(InputError, match=r"'a b': the name of a model on a phone has letters, digits and _ only"):
-        edge.bundle({"a b": exported / "fp32"}, rows(5), tmp_path)
+    assert for_a_phone({"plain": exported / "fp32"}, rows(5), tmp_path) != made
     assert not list(tmp_path.glob(".phone-*")), "nothing half-made is left"
 
 
 def test_the_script_times_every_model_and_brings_the_times_back(exported, tmp_path, page):
-    read_phone, phone_summary = page("09_edge", "read_phone", "phone_summary")
-    made = edge.bundle({"plain": exported / "fp32", "mobile": exported / "fp32_ort"}, rows(5), tmp_path / "made")
+    read_phone, phone_summary, for_a_phone, _ = page("09_edge", "read_phone", "phone_summary", "for_a_phone", "lay_out")
+    made = for_a_phone({"plain": exported / "fp32", "mobile": exported / "fp32_ort"}, rows(5), tmp_path / "made")
     done = take(made, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     table = read_phone(made / "phone.csv")
@@ -155,8 +153,9 @@ def test_the_script_times_every_model_and_brings_the_times_back(exported, tmp_pa
     assert not list((tmp_path / "phone").iterdir()), "nothing is left on the phone"
 
 
-def test_what_goes_wrong_on_the_way_is_one_line(exported, tmp_path):
-    made = edge.bundle({"plain": exported / "fp32"}, rows(5), tmp_path / "made")
+def test_what_goes_wrong_on_the_way_is_one_line(exported, tmp_path, page):
+    for_a_phone = page("09_edge", "lay_out", "for_a_phone")[1]
+    made = for_a_phone({"plain": exported / "fp32"}, rows(5), tmp_path / "made")
     for arguments, message in (
         (("/no/tool",), "error: /no/tool: no such file; expected onnxruntime_perf_test, built for Android"),
         ((str(tmp_path / "tool"), "two"), "error: threads: 'two' is not a positive number"),

@@ -149,3 +149,19 @@ def test_answers_come_from_their_contexts(tiny, pretrained):
 def test_a_window_too_short_is_refused():
     with pytest.raises(InputError, match="squad.recipe.length = 4"):
         profiles.load("mini", {"squad.recipe.length": 4})
+
+
+def test_the_rule_takes_a_name_or_number_of_the_nearest_sentence(page):
+    by_rule = page("04_squad", "words", "by_rule")[1]
+    context = (
+        "Amazon forest covers much of Brazil. Its river, the Amazon, is 6,400 km long. Peru has 13% of the forest."
+    )
+    assert by_rule("How long is the Amazon river?", context) == "6,400"
+    assert by_rule("Which country has 13% of it?", context) == "Peru", "and not a number of the question's own"
+    assert (
+        by_rule("What does the Bank of England do?", "It prints money. The Bank of England sets rates.")
+        == "England sets rates."
+    )
+    assert (
+        by_rule("Who led the Army of the North?", "The Army of the North was led by John of Gaunt.") == "John of Gaunt"
+    )

@@ -42,8 +42,8 @@ def test_a_change_is_paired_by_document_and_draw(page):
 
 
 def test_the_nearest_mistake_is_found_among_all_records(page):
-    wanted = "mistakes_in_words", "mistakes_by_stage", "nearest_mistakes", "mistakes_table"
-    mistakes_in_words, mistakes_by_stage, nearest_mistakes, mistakes_table = page("05_perplexity", *wanted)
+    wanted = "scored", "mistakes_in_words", "mistakes_by_stage", "nearest_mistakes", "mistakes_table"
+    _, mistakes_in_words, mistakes_by_stage, nearest_mistakes, mistakes_table = page("05_perplexity", *wanted)
 
     def record(way: str, text: str, loss: float, stage: str = "base") -> dict:
         unit = {"model": "student", "stage": stage, "mistake": way, "text": text}

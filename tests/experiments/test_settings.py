@@ -1,0 +1,149 @@
+"""What settings cover: data, the processor that something is timed on; and that what is committed is found again."""
+
+import os
+
+import pytest
+import torch
+
+from helpers import ROOT, profiles
+from helpers.data import hub
+from helpers.experiments import compression, edge, glue, perplexity, pretraining, speed, squad
+from helpers.measure import records
+
+
+def settings_of(profile: profiles.Profile, space: records.Workspace, units: dict[str, list[dict]]):
+    """A function of a record's experiment and unit: the settings that the code gives it today."""
+    stages, pretrained = perplexity.Stages(profile, space), pretraining.Pretraining(profile, space)
+    ways = {unit["mistake"]: dict for unit in units["perplexity"] if "mistake" in unit}
+    own = {
+        "distillation": pretrained,
+        "speed": speed.Speed(profile, space),
+        "speed padding": glue.PaddingTrial(profile, space),
+        "speed stages": perplexity.Throughput(stages),
+        "speed scoring": perplexity.Scoring(stages),
+        "perplexity": stages,
+        "perplexity mistake": perplexity.Mistakes(stages, ways, {}),
+        "perplexity redrawn": perplexity.Redrawn(stages),
+        "ablation": glue.Ablation(profile, space),
+        "ablation text": pretraining.Ablated(profile, space),
+        "glue": glue.Glue(profile, space),
+        "imdb": glue.Imdb(profile, space),
+        "squad": squad.Squad(profile, space),
+        "edge": edge.Deployed(profile, space),
+        "arm64": edge.Emulated(profile, space),
+    }
+    for name in ("quantization", "pruning"):
+        own[name] = compression.Compression(profile, space, name=name)
+        own[f"{name} text"] = compression.Losses(profile, space, name=name)
+    names = sorted({unit["variant"] for unit in units["fullsize"]})
+    own["fullsize"] = compression.FullSize(profile, space, names=names) if names else None
+
+    def settings(name: str, unit: dict) -> dict:
+        kind = {"speed": unit.get("comparison", ""), "ablation": "" if "task" in unit else "text"}.get(name, "")
+        if name == "perplexity":
+            kind = {"": "", "masks redrawn": "redrawn"}.get(unit.get("mistake", ""), "mistake")
+        elif name in ("quantization", "pruning"):
+            kind = "" if "task" in unit else "text"
+        return own[f"{name} {kind}".strip()].settings(unit)
+
+    return settings
+
+
+@pytest.mark.hub
+@pytest.mark.slow
+@pytest.mark.skipif("HF_ENDPOINT" not in os.environ, reason="HF_ENDPOINT is not set: no Hub to load from")
+def test_every_committed_record_is_found_again_by_its_settings(monkeypatch, tmp_path):
+    """On the processor, packages and data of its provenance: a setting that has changed has lost a record."""
+    found = {path: records.read_record(path) for path in (ROOT / "results/laptop/records").glob("*/*.json")}
+    units: dict[str, list[dict]] = {}
+    for record in found.values():
+        units.setdefault(record["experiment"], []).append(record["unit"])
+    data = {source["id"]: source["revision"] for record in found.values() for source in record["provenance"]["data"]}
+    monkeypatch.setattr(hub, "_revision", data.get)
+
+    def place(origin: dict) -> None:
+        monkeypatch.setattr(records, "cpu", lambda: {"model": origin["cpu"], "flags": origin["cpu_flags"]})
+        monkeypatch.setattr(records, "versions", lambda: origin["versions"])
+        monkeypatch.setattr(torch, "get_num_threads", lambda: origin["threads"])
+
+    place(next(record["provenance"] for record in found.values() if record["experiment"] == "glue"))
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/laptop").symlink_to(ROOT / "results/laptop")
+    profile = profiles.load("laptop")
+    today, lost = settings_of(profile, records.Workspace(profile, str(tmp_path)), units), []
+    for path, record in found.items():
+        place(record["provenance"])
+        settings = today(record["experiment"], record["unit"])
+        lost += [path.name] if records.file_name(record["unit"], settings) != path.name else []
+    assert not lost and len(found) >= 530
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """A profile of the Hub, whose data sets stand at a revision that can be moved on; nothing is fetched."""
+    at = {"revision": "a"}
+    monkeypatch.setattr(records, "revision", lambda *_: at["revision"])
+    hub._revision.cache_clear()
+    profile = profiles.load("laptop")
+    yield at, profile
+    hub._revision.cache_clear()
+
+
+def test_data_that_moved_on_are_other_settings_a6(asked):
+    """Point A6.1: whoever had all of SQuAD got the number of a twelfth of it as their own."""
+    at, profile = asked
+    before = hub.state(profile, "rajpurkar/squad", "openai/gsm8k")
+    assert before == {"data": {"rajpurkar/squad": "a", "openai/gsm8k": "a"}}
+    at["revision"] = "b"
+    hub._revision.cache_clear()
+    assert hub.state(profile, "rajpurkar/squad") == {"data": {"rajpurkar/squad": "b"}}
+    assert "data" not in hub.state(profiles.load("mini"), "rajpurkar/squad"), "the mini-world has a version"
+
+
+def test_a_folder_of_ones_own_is_known_by_what_is_in_it(asked, tmp_path):
+    """Trouble A6: the files were replaced by other text, and "nothing measured again"."""
+    at, profile = asked
+    (tmp_path / "train.txt").write_text("snow fell\n")
+    before = hub.state(profile, str(tmp_path))
+    (tmp_path / "train.txt").write_text("rain fell\n")
+    hub._revision.cache_clear()
+    after = hub.state(profile, str(tmp_path))
+    assert before != after and None not in after["data"].values()
+
+
+@pytest.mark.parametrize("which", ["padding", "throughput", "scoring", "edge", "fullsize", "speed"])
+def test_another_processor_of_the_same_name_is_another_setting_a6(monkeypatch, tmp_path, which):
+    """Point A6.2: "AMD EPYC" is the name of at least three machines."""
+    profile = profiles.load("mini")
+    space = records.Workspace(profile, str(tmp_path))
+    monkeypatch.setattr(pretraining.Pretraining, "weights", lambda *_: "w")
+    monkeypatch.setattr(glue.Downstream, "finetuned_hash", lambda *_: "w")
+    stages = perplexity.Stages(profile, space)
+    experiment = {
+        "padding": lambda: glue.PaddingTrial(profile, space),
+        "throughput": lambda: perplexity.Throughput(stages),
+        "scoring": lambda: perplexity.Scoring(stages),
+        "edge": lambda: edge.Deployed(profile, space),
+        "fullsize": lambda: compression.FullSize(profile, space, names=["fp32"]),
+        "speed": lambda: speed.Speed(profile, space),
+    }[which]()
+    unit = experiment.units[0]
+    digests = set()
+    for flags in (["avx2"], ["avx2", "avx512_vnni"]):
+        monkeypatch.setattr(records, "cpu", lambda flags=flags: {"model": "AMD EPYC", "flags": flags})
+        digests.add(records.digest(experiment.settings(unit)))
+    assert len(digests) == 2
+
+
+def test_every_experiment_names_its_data(tmp_path, monkeypatch):
+    """Whatever reads a data set has its revision among its settings: in the mini-world, the world's version."""
+    profile = profiles.load("mini")
+    space = records.Workspace(profile, str(tmp_path))
+    monkeypatch.setattr(pretraining.Pretraining, "weights", lambda *_: "w")
+    monkeypatch.setattr(glue.Downstream, "finetuned_hash", lambda *_: "w")
+    for kind in (pretraining.Pretraining, pretraining.Ablated, glue.Glue, glue.Ablation, glue.Imdb, squad.Squad):
+        experiment = kind(profile, space)
+        assert all("world" in experiment.settings(unit) for unit in experiment.units), kind
+    for made in (perplexity.Stages, compression.Compression, compression.Losses):
+        experiment = made(profile, space)
+        assert all("world" in experiment.settings(unit) for unit in experiment.units), made
