@@ -17,5 +17,12 @@ class InputError(ValueError):
         return [f"{type(self).__name__}: {self}"]
 
 
+def reason(error: BaseException) -> str:
+    """Why it came about, in a line: an error's last cause says more than what libraries have wrapped around it."""
+    while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        error = cause
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 for _name in ("torchao", "torch.utils._pytree"):  # transformers imports torchao: it names kernels that aren't for here
     logging.getLogger(_name).setLevel(logging.ERROR)

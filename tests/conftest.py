@@ -101,7 +101,7 @@ def page():
             if cell.cell_type != "code" or cell.source.lstrip().startswith(("!", "%")) or "\n%" in cell.source:
                 continue
             for node in ast.parse(cell.source).body:
-                names = [node.name] if isinstance(node, ast.FunctionDef) else []
+                names = [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
                 targets = [*getattr(node, "targets", ()), getattr(node, "target", None)]
                 names += [t.id for t in targets if isinstance(t, ast.Name) and t.id.isupper()]
                 if (

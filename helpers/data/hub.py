@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, disable_progress_bars, load_dataset
 
-from .. import ROOT, InputError
+from .. import ROOT, InputError, reason
 from ..measure import records
 from ..measure.metrics import GLUE
 from ..profiles import Profile
@@ -38,8 +38,7 @@ def load(profile: Profile, data_id: str, config: str, split: str) -> tuple[Datas
     try:
         dataset = load_dataset(str(miniworld.write(WORLD) / data_id) if embedded else data_id, config, split=split)
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"data set {data_id!r}, {config!r}, {split!r}: {reason}") from error
+        raise InputError(f"data set {data_id!r}, {config!r}, {split!r}: {reason(error)}") from error
     if not len(dataset):
         raise InputError(f"data set {data_id!r}, {config!r}: the split {split!r} is empty")
     source = {"id": data_id, "config": config, "rows": {split: len(dataset)}}

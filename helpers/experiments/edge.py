@@ -1,24 +1,13 @@
-"""The experiments of notebook 09: the student as an application would run it on a phone.
-
-`Deployed` exports it for ONNX Runtime and measures it here; `Emulated` asks it in ONNX Runtime's build for arm64 under
-QEMU's user emulation, where its answers are those of the kernels that a phone runs, as far as the emulator is right,
-and its times mean nothing.
-"""
+"""The experiment of notebook 09: the student exported for ONNX Runtime, as an application would run it on a phone."""
 
 import functools
 import itertools
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .. import ROOT, InputError
+from .. import InputError
 from ..compression import onnx, quantization, runtimes, variants
 from ..compression.variants import BASE, EXPORTED, FORMATS, HEADS, INT8, MODEL, TASK, Variant, parse
 from ..data import encoding, hub
@@ -29,25 +18,7 @@ from ..profiles import Profile, as_settings
 from . import compression
 
 VERSION = 2  # raised whenever the code changes the numbers it makes
-EMULATED_VERSION = 1  # the same, of what is asked on arm64
 SENTENCE = "a story that is told with warmth and without hurry ."  # asked for in a process of its own
-ARM64 = ROOT / ".arm64"  # by tools/arm64.sh: root/, a small Debian; site/, its packages; here/, ONNX Runtime for us
-EMULATOR = "qemu-aarch64-static"
-CORE = "cortex-a76"  # as in phones. QEMU 7.2's default core has i8mm instructions; with them, 8 bits come out wrong
-ROWS = {"sst2": 20, "masked_lm": 3}  # an answer takes seconds
-TIMEOUT = 900  # seconds
-# Runs in both interpreters, the emulated one and this one, with nothing but NumPy and ONNX Runtime.
-ASK = """
-import sys, numpy, onnxruntime
-options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = 1
-session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-given, said = numpy.load(sys.argv[2]), {}
-for row in sorted({name.split(".")[0] for name in given.files}, key=int):
-    said[row] = session.run(None, {one.name: given[f"{row}.{one.name}"] for one in session.get_inputs()})[0]
-numpy.savez(sys.argv[3], **said)
-print(onnxruntime.__version__)
-"""
 Asked = tuple[runtimes.Inputs, np.ndarray, np.ndarray]  # a row, the places that are scored and their labels
 
 
@@ -190,7 +161,7 @@ class Deployed(Experiment):
         plain, rows = runtimes.load(self.original(unit), unit["threads"]), []
         texts, sources = self.texts[unit["head"]]
         for number, (inputs, at, truth) in enumerate(texts):
-            own, expected = (_scored(one(inputs), at) for one in (run, plain))
+            own, expected = (scored(one(inputs), at) for one in (run, plain))
             told = torch.log_softmax(torch.from_numpy(own), -1).numpy()[np.arange(len(truth)), truth]
             guesses, apart = own.argmax(-1), np.abs(own - expected).max(-1)
             rows.append((-told, guesses, truth, np.full(len(truth), number), guesses == expected.argmax(-1), apart))
@@ -215,82 +186,6 @@ class Deployed(Experiment):
         return {TASK: (whole, [source]), "masked_lm": (masked, [text])}
 
 
-class Emulated(Experiment):
-    """Units {"head", "variant"}: models in ORT format, asked on arm64 and on this processor."""
-
-    name = "arm64"
-
-    def __init__(self, profile: Profile, space: records.Workspace, fresh: bool = False):
-        """With `fresh`, and an emulator, what has a record is asked again."""
-        super().__init__(profile, space, fresh and not why_not_arm64())
-        self.exported = Deployed(profile, space)
-
-    @property
-    def units(self) -> list[dict]:
-        """Every model of `Deployed`, once."""
-        names = dict.fromkeys((unit["head"], unit["variant"]) for unit in self.exported.units)
-        return [{"head": head, "variant": variant} for head, variant in names]
-
-    def why_not(self, unit: dict) -> str | None:
-        """The model, or the emulator, is missing, and so is a record."""
-        return self.exported.why_not(unit) or (None if self.record(unit) else why_not_arm64())
-
-    def settings(self, unit: dict) -> dict:
-        """All that could change the unit's numbers."""
-        asked = {"rows": ROWS[unit["head"]], "core": CORE} | records.processor() | self.exported.read(unit["head"])
-        return {"version": EMULATED_VERSION, "made": self.exported.made_of(unit)} | asked
-
-    def measure(self, unit: dict) -> records.Measurement:
-        """How far the two processors' logits are apart, and whether they decide alike."""
-        model = next(self.exported.folder(unit | {"format": "ort"}).glob("*.ort"))
-        texts, sources = self.exported.texts[unit["head"]]
-        rows, places, _ = zip(*texts[: ROWS[unit["head"]]], strict=True)
-        (theirs, version), (ours, here) = ask(model, rows, emulated=True), ask(model, rows, emulated=False)
-        if version != here:
-            raise InputError(f"ONNX Runtime {version} on arm64 and {here} here: run tools/arm64.sh again")
-        answers = [
-            np.concatenate([_scored(logits, at).argmax(-1) for logits, at in zip(said, places, strict=True)])
-            for said in (theirs, ours)
-        ]
-        apart = max(float(np.abs(one - other).max()) for one, other in zip(theirs, ours, strict=True))
-        scores = {"largest_difference": apart, "agreement": float(np.equal(*answers).mean())}
-        scores |= {"rows": len(rows), "answers": len(answers[0])}
-        origin = [{"id": f"{MODEL}, {unit['head']}", "revision": None, "onnxruntime": version}]
-        return records.Measurement(scores, sources, origin, {})
-
-
-def _scored(logits: np.ndarray, at: np.ndarray) -> np.ndarray:
+def scored(logits: np.ndarray, at: np.ndarray) -> np.ndarray:
     """Of a row's logits, [1, classes] or [1, length, words], those at the places that are scored."""
     return logits.reshape(-1, logits.shape[-1])[at]
-
-
-def why_not_arm64() -> str | None:
-    """Why nothing can be emulated here; None if it can."""
-    if not shutil.which(EMULATOR):
-        return f"{EMULATOR} is not installed: apt-get install qemu-user-static debootstrap, then tools/arm64.sh"
-    return None if _python() and (ARM64 / "site").is_dir() else "the emulated system is not set up: tools/arm64.sh"
-
-
-def _python() -> Path | None:
-    return next(iter(sorted((ARM64 / "root/usr/bin").glob("python3.[0-9]*"))), None)
-
-
-def ask(model: Path, rows: Sequence[runtimes.Inputs], emulated: bool) -> tuple[list[np.ndarray], str]:
-    """A model's logits of each row, and ONNX Runtime's version; on arm64 if `emulated`. InputError if it fails."""
-    python = [sys.executable]
-    if emulated:
-        python = [EMULATOR, "-cpu", CORE, "-L", ARM64 / "root", "-E", f"PYTHONPATH={ARM64 / 'site'}", _python()]
-    with tempfile.TemporaryDirectory() as scratch:
-        given, said = Path(scratch) / "given.npz", Path(scratch) / "said.npz"
-        np.savez(given, **{f"{n}.{name}": values for n, row in enumerate(rows) for name, values in row.items()})
-        command, packages = [*python, "-c", ASK, model, given, said], {"PYTHONPATH": str(ARM64 / "here")}
-        options = {"capture_output": True, "text": True, "env": os.environ | packages, "timeout": TIMEOUT}
-        try:
-            done = subprocess.run(list(map(str, command)), **options)
-        except subprocess.TimeoutExpired:
-            raise InputError(f"{model.name}: no answer within {TIMEOUT} s") from None
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise InputError(f"{model.name}: {'the emulated' if emulated else 'its'} process failed: {last}")
-        with np.load(said) as found:
-            return [found[str(number)] for number in range(len(rows))], done.stdout.strip()

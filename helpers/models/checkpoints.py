@@ -5,6 +5,7 @@ import functools
 import hashlib
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,18 +13,27 @@ from typing import TYPE_CHECKING
 
 import huggingface_hub
 import numpy as np
+import safetensors
 import torch
 import transformers
 from torch import Tensor, nn
 from transformers import BertForMaskedLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .. import InputError
+from .. import InputError, reason
 from ..measure import records
 
 if TYPE_CHECKING:  # who loads a model imports this module, too, and that is timed
     from ..profiles import Architecture, Profile
 
-FILES = ("config.json", "*.safetensors", "tokenizer*", "vocab.txt", "special_tokens_map.json")  # no pickle, no code
+FILES = (
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*",
+    "vocab.txt",
+    "special_tokens_map.json",
+)  # no pickle, no code
+SAVED = "weights.sha256"  # the hash of a checkpoint of ours as it was saved, so that damage shows
 WEIGHTS = {"dtype": torch.float32, "use_safetensors": True}
 
 transformers.logging.disable_progress_bar()  # of loading and saving, which take a second
@@ -38,6 +48,10 @@ def fetch(name: str) -> tuple[Path, dict]:
             raise InputError(f"{name} is no checkpoint: expected a folder with config.json and *.safetensors")
         return folder, {"id": folder.name, "revision": file_hash(folder), "weights": "ours"}
     folder = _snapshot(name)
+    if not list(folder.glob("*.safetensors")):
+        raise InputError(
+            f"{name} has no *.safetensors (a pickle is not loaded): convert it, or take another checkpoint"
+        )
     random = folder.name.startswith(records.RANDOM_REVISION)
     return folder, {"id": name, "revision": folder.name, "weights": "random" if random else "pretrained"}
 
@@ -46,12 +60,13 @@ def fetch(name: str) -> tuple[Path, dict]:
 def _snapshot(repo_id: str) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=FILES))
+    except huggingface_hub.errors.GatedRepoError:
+        raise InputError(f"model {repo_id!r} is gated: ask for access on its page, then `hf auth login`") from None
     except (huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.HFValidationError):
-        reason = "the Hub has no model of that name (and it is no folder here)"
+        why = "the Hub has no model of that name, or it is private (and it is no folder here)"
     except Exception as error:  # no network, a proxy, a server that is down: the library has no one class for these
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        reason = f"the Hub cannot be reached and the model was not fetched before ({first})"
-    raise InputError(f"model {repo_id!r}: {reason}; check the name, or fetch it ahead with ./run_all.sh --download")
+        why = f"the Hub cannot be reached and the model was not fetched before ({reason(error)})"
+    raise InputError(f"model {repo_id!r}: {why}; check the name, or fetch it ahead with ./run_all.sh --download")
 
 
 def download(profile: "Profile") -> list[str]:
@@ -74,10 +89,8 @@ def load_masked_lm(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase,
     `source["head"]` tells whether the checkpoint has a masked-LM head; where it doesn't, a fresh one is there.
     """
     load_config(name)
-    folder, source = fetch(name)
-    with quiet("transformers"):  # of a head that is missing: it is reported by us
-        model, report = transformers.AutoModelForMaskedLM.from_pretrained(folder, **WEIGHTS, output_loading_info=True)
-    head = not any(key.startswith(("cls.", "vocab_")) for key in report["missing_keys"])
+    (model, missing), source = _load(transformers.AutoModelForMaskedLM, name), fetch(name)[1]
+    head = not any(key.startswith(("cls.", "vocab_")) for key in missing)
     return model.eval(), load_tokenizer(name), source | {"parameters": parameters(model), "head": head}
 
 
@@ -93,8 +106,29 @@ def load_with_head(kind: type, name: str, seed: int, **config) -> PreTrainedMode
         labels = f"{there.num_labels} labels, and the task has {wanted}"
         raise InputError(f"{name} was fine-tuned for {labels}: give a checkpoint without a head, or one of this task")
     torch.manual_seed(seed)
-    with quiet("transformers"):  # a new head is what is wanted
-        return kind.from_pretrained(fetch(name)[0], **WEIGHTS, **config)
+    return _load(kind, name, **config)[0]
+
+
+def _load(kind: type, name: str, **config) -> tuple[PreTrainedModel, list[str]]:
+    """A model in fp32, and the weights that were drawn at random; InputError if those are not of a head alone."""
+    try:
+        with quiet("transformers"):  # of what is missing: that is looked at here
+            model, report = kind.from_pretrained(fetch(name)[0], **WEIGHTS, output_loading_info=True, **config)
+    except (RuntimeError, ValueError, OSError, safetensors.SafetensorError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{name}: its weights are damaged, or not those of its config.json ({reason(error)})"
+        ) from error
+    encoder = [key for key in report["missing_keys"] if key.startswith(f"{model.base_model_prefix}.")]
+    lacking = [key for key in encoder if ".pooler." not in key]
+    left = [key for key in report["unexpected_keys"] if re.search(r"(layer|embeddings)\.", key) and "_ids" not in key]
+    if lacking or left:
+        what = f"{len(lacking)} weights of the encoder are not in it" if lacking else f"{len(left)} do not belong to it"
+        raise InputError(
+            f"{name}: {what}; {'it has ' + left[0] if left else lacking[0]}: give them the model's own names"
+        )
+    return model, sorted(report["missing_keys"])
 
 
 @contextlib.contextmanager
@@ -110,8 +144,18 @@ def quiet(logger: str | None = None) -> Iterator[None]:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint."""
-    return transformers.AutoTokenizer.from_pretrained(fetch(name)[0])
+    """The tokenizer of a checkpoint; InputError if there is none, or one that is not this model's."""
+    folder, config = fetch(name)[0], load_config(name)
+    if not any((folder / file).exists() for file in ("tokenizer.json", "vocab.txt")):
+        raise InputError(f"{name} has no tokenizer: expected tokenizer.json or vocab.txt beside its weights")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    words = [token for token in tokenizer.get_vocab() if token.isalpha() and token not in tokenizer.all_special_tokens]
+    if len(tokenizer) > config.vocab_size:
+        raise InputError(f"{name}: its tokenizer has {len(tokenizer):,} tokens, the model knows {config.vocab_size:,}")
+    if tokenizer.tokenize("A") == tokenizer.tokenize("a") and any(word != word.lower() for word in words):
+        says = '"do_lower_case": false in tokenizer_config.json keeps them'
+        raise InputError(f"{name}: its vocabulary has capitals that its tokenizer never uses; {says}")
+    return tokenizer
 
 
 def new_bert(shape: "Architecture", tokenizer: PreTrainedTokenizerBase, seed: int) -> BertForMaskedLM:
@@ -197,6 +241,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
     try:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        (temporary / SAVED).write_text(file_hash(temporary), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
     except Exception as error:  # safetensors has its own error for a full disk
@@ -206,8 +251,11 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
 
 def file_hash(folder: Path) -> str:
     """What a checkpoint's weights are recognised by: twelve hexadecimal digits of the SHA-256 of its weight files."""
-    paths = sorted(path for kind in ("safetensors", "onnx", "bin") for path in folder.glob(f"*.{kind}"))
-    return _hash_once(*((path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths))
+    paths = sorted(path for kind in ("safetensors", "onnx", "ort", "bin") for path in folder.glob(f"*.{kind}"))
+    found, saved = _hash_once(*((path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths)), folder / SAVED
+    if not paths or saved.exists() and saved.read_text(encoding="utf-8") != found:
+        raise InputError(f"{folder}: its weights are not those that were saved; delete it to have them made again")
+    return found
 
 
 @functools.cache  # every unit's settings ask for it, and a model may have half a gigabyte

@@ -72,6 +72,7 @@ def configuration(teacher: PretrainedConfig, layers: int) -> DistilBertConfig:
         activation=teacher.activation if distilled else teacher.hidden_act,
         initializer_range=teacher.initializer_range,
         pad_token_id=teacher.pad_token_id,
+        tie_word_embeddings=teacher.tie_word_embeddings,
     )
 
 

@@ -189,36 +189,49 @@ def test_other_tables_are_refused(tmp_path, page):
         read_phone(path)
 
 
-def test_another_process_gives_the_same_answers(exported):
+ON_ARM64 = ("emulated_python", "why_not_arm64", "ask", "compared", "Emulated")
+
+
+@pytest.fixture
+def arm64(page) -> dict:
+    """What notebook 09 defines to ask models on arm64."""
+    return page("09_edge", *ON_ARM64)[0].__globals__
+
+
+def test_another_process_gives_the_same_answers(exported, arm64):
     given = rows(4, 16)
-    said, version = edge.ask(exported / "fp32_ort/model.ort", given, emulated=False)
+    said, version = arm64["ask"](exported / "fp32_ort/model.ort", given, emulated=False)
     run = runtimes.load(exported / "fp32_ort", threads=1)
     for row, logits in zip(given, said, strict=True):
         np.testing.assert_allclose(logits, run(row), atol=1e-6)
     assert version[0].isdigit()
     with pytest.raises(InputError, match="gone.ort: its process failed: "):
-        edge.ask(exported / "gone.ort", given, emulated=False)
+        arm64["ask"](exported / "gone.ort", given, emulated=False)
 
 
-@pytest.mark.skipif(bool(edge.why_not_arm64()), reason=str(edge.why_not_arm64()))
 @pytest.mark.parametrize(("name", "near"), [("fp32_ort", 1e-6), ("int8_ort", 1e-4)])
-def test_an_arm_processor_gives_the_same_answers(exported, name, near):
-    (theirs, version), (ours, here) = (edge.ask(exported / name / "model.ort", rows(4, 16), on) for on in (True, False))
+def test_an_arm_processor_gives_the_same_answers(exported, name, near, arm64):
+    if missing := arm64["why_not_arm64"]():
+        pytest.skip(missing)
+    (theirs, version), (ours, here) = (
+        arm64["ask"](exported / name / "model.ort", rows(4, 16), on) for on in (True, False)
+    )
     assert version == here
     for one, other in zip(theirs, ours, strict=True):
         np.testing.assert_allclose(one, other, atol=near)
 
 
-def test_what_is_missing_is_said(monkeypatch, tmp_path):
-    monkeypatch.setattr(edge, "ARM64", tmp_path)
-    monkeypatch.setattr(edge.shutil, "which", lambda name: None)
-    assert edge.why_not_arm64().startswith("qemu-aarch64-static is not installed: apt-get install")
-    monkeypatch.setattr(edge.shutil, "which", lambda name: "/usr/bin/qemu")
-    assert edge.why_not_arm64() == "the emulated system is not set up: tools/arm64.sh"
+def test_what_is_missing_is_said(monkeypatch, tmp_path, arm64):
+    why = arm64["why_not_arm64"]
+    arm64["ARM64"] = tmp_path
+    monkeypatch.setattr(arm64["shutil"], "which", lambda name: None)
+    assert why().startswith("qemu-aarch64-static is not installed")
+    monkeypatch.setattr(arm64["shutil"], "which", lambda name: "/usr/bin/qemu")
+    assert why() == "the emulated system is not set up: tools/arm64.sh"
     (tmp_path / "root/usr/bin").mkdir(parents=True)
     (tmp_path / "root/usr/bin/python3.11").touch()
     (tmp_path / "site").mkdir()
-    assert edge.why_not_arm64() is None
+    assert why() is None
 
 
 def test_the_committed_answers_are_those_of_the_models_they_were_made_from():
@@ -237,12 +250,13 @@ def test_a_second_copy_of_the_vocabulary_is_as_large_as_the_matrix(page):
     assert once == pytest.approx(66_985_530 * 4e-6) and twice - once == pytest.approx(30_522 * 768 * 4e-6)
 
 
-def test_what_was_asked_on_arm64_is_there_without_an_emulator(tmp_path, monkeypatch):
-    monkeypatch.setattr(edge, "why_not_arm64", lambda: "no emulator here")
+def test_what_was_asked_on_arm64_is_there_without_an_emulator(tmp_path, monkeypatch, arm64):
+    arm64["why_not_arm64"] = lambda: "no emulator here"
     monkeypatch.setattr(edge.Deployed, "why_not", lambda *_: None)
     profile = profiles.load("mini")
     space = records.Workspace(profile, str(tmp_path))
-    check = edge.Emulated(profile, space)
+    arm64["experiment"] = edge.Deployed(profile, space)
+    check = arm64["Emulated"](profile, space)
     assert {"head": "sst2", "variant": "fp32_int8"} in check.units and "threads" not in check.units[0]
     assert len(check.units) == len(edge.Deployed(profile, space).units) / (2 * len(profile.edge.threads)), (
         "once a model"
@@ -250,5 +264,5 @@ def test_what_was_asked_on_arm64_is_there_without_an_emulator(tmp_path, monkeypa
     assert check.run() == [] and {check.why_not(unit) for unit in check.units} == {"no emulator here"}
     first, measured = check.units[0], records.Measurement({"agreement": 1.0}, [], [])
     space.write(check.name, first, check.settings(first), measured, records.provenance(datetime.now(UTC), [], []))
-    (found,) = edge.Emulated(profile, space, fresh=True).run()
+    (found,) = arm64["Emulated"](profile, space, fresh=True).run()
     assert found["unit"] == first and found["metrics"] == {"agreement": 1.0}, "kept, since it could not be asked again"
