@@ -78,7 +78,8 @@ def select(only: str | None = None) -> list[Notebook]:
     notebooks = [Notebook(path) for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))]
     if only is None:
         return notebooks
-    wanted = {word.strip().removesuffix(".ipynb").zfill(2) for word in only.split(",")}
+    words = [word.strip().removesuffix(".ipynb") for word in only.split(",")]
+    wanted = {word and word.zfill(2) for word in words}
     if unknown := wanted.difference(*({one.number, one.name} for one in notebooks)):
         raise InputError(f"--only: no notebook {min(unknown)!r}; there are {', '.join(one.name for one in notebooks)}")
     return [one for one in notebooks if {one.number, one.name} & wanted]

@@ -134,7 +134,7 @@ def draw_again(chosen: list[Notebook], runner: Runner) -> list[Notebook]:
     """
     before = [one for one in chosen if (one.experiments or not one.times) and runner.ended_well(one)]
     os.environ[READ_ONLY] = "yes"  # the kernels inherit it
-    with ThreadPoolExecutor(max(runner.jobs, min(os.cpu_count(), 4))) as pool:
+    with ThreadPoolExecutor(max(runner.jobs, min(os.cpu_count() + 1, 4))) as pool:
         drawn = dict(zip(before, pool.map(runner.execute, before), strict=True))
     del os.environ[READ_ONLY]
     left = [one for one in chosen if one not in drawn]

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from .. import InputError
 from ..profiles import Profile
-from .hub import articles, load, problems
+from .hub import articles, corpus_rows, problems
 
 IGNORED = -100  # the label of a position that is not scored
 UNLIKELY = -1e4  # a logit that no answer begins or ends with; fp16 can hold it
@@ -45,8 +45,8 @@ def corpus_blocks(
     profile: Profile, tokenizer: Tokenizer, config: str, split: str, cap: int | None
 ) -> tuple[Blocks, dict]:
     """Blocks of one split of the profile's corpus, and its provenance. `cap`: so many at most, from the beginning."""
-    dataset, source = load(profile, profile.corpus.id, config, split)
-    cut = blocks(list(articles(dataset["text"], tokenizer.unk_token)), tokenizer, profile.corpus.block_length)
+    rows, source = corpus_rows(profile, config, split)
+    cut = blocks(list(articles(rows, tokenizer.unk_token)), tokenizer, profile.corpus.block_length)
     if cap is not None and cap < len(cut):
         cut, source = cut[:cap], source | {"capped": {split: f"{cap} of {len(cut)} blocks"}}
     return cut, source
@@ -67,8 +67,8 @@ def drawn_blocks(profile: Profile, tokenizer: Tokenizer, text: str, split: str, 
     """
     corpus = profile.corpus
     if text == "wikitext":
-        dataset, source = load(profile, corpus.id, corpus.heldout, split)
-        documents = list(articles(dataset["text"], tokenizer.unk_token))
+        rows, source = corpus_rows(profile, corpus.heldout, split)
+        documents = list(articles(rows, tokenizer.unk_token))
     else:
         documents, source = problems(profile, split, answers=text == "gsm8k_answers")
     cut, owners = blocks_and_documents(documents, tokenizer, corpus.block_length)
@@ -82,8 +82,8 @@ def drawn_blocks(profile: Profile, tokenizer: Tokenizer, text: str, split: str, 
 
 def sentences(profile: Profile, tokenizer: Tokenizer, count: int) -> tuple[Blocks, dict]:
     """Sentences of the corpus's test text, `count` of them, of 6 to 64 tokens with [CLS] and [SEP], and where from."""
-    dataset, source = load(profile, profile.corpus.id, profile.corpus.heldout, "test")
-    text = " ".join(articles(dataset["text"], tokenizer.unk_token))
+    rows, source = corpus_rows(profile, profile.corpus.heldout, "test")
+    text = " ".join(articles(rows, tokenizer.unk_token))
     found = [line for line in re.split(r"(?<= [.?!])\s+", text) if "=" not in line and line.strip()]
     cut = [ids for ids in blocks(found, tokenizer, profile.corpus.block_length) if 6 <= len(ids) <= 64]
     chosen = np.random.default_rng(0).choice(len(cut), min(count, len(cut)), replace=False)

@@ -94,19 +94,35 @@ def download(profile: Profile) -> list[str]:
     return lines
 
 
+def corpus_rows(profile: Profile, config: str, split: str) -> tuple[list[str], dict]:
+    """The text of each row of the corpus, and its provenance, which counts rows without any; InputError if all are."""
+    dataset, source = load(profile, profile.corpus.id, config, split)
+    if "text" not in dataset.column_names:
+        raise InputError(f"{source['id']} has no column `text`, but {', '.join(dataset.column_names)}: rename one")
+    rows = dataset["text"][:]
+    found = [row for row in rows if row is not None]
+    return found, source | ({"without_text": {split: len(rows) - len(found)}} if len(found) < len(rows) else {})
+
+
 def articles(lines: Sequence[str], unknown: str = "[UNK]") -> Iterator[str]:
     """WikiText's rows as whole articles: a new one begins at each ` = Title = `.
 
     What WikiText's authors did to the text is undone: ` @-@ ` is a hyphen again, and so on. `<unk>` becomes the
-    tokenizer's `unknown`.
+    tokenizer's `unknown`. Of any other text each row is a document or, where rows are blank, what stands between them.
     """
-    article: list[str] = []
+    lines = [re.sub(r" @([-,.])@ ", r"\1", line).replace("<unk>", unknown) for line in lines]
+    title, article = re.compile(r" = [^=].*[^=] = \n?"), []
+    if not any(map(title.fullmatch, lines)):
+        parted = any(not line.strip() for line in lines)
+        texts = re.split(r"\n\s*\n", "\n".join(line.rstrip("\n") for line in lines)) if parted else lines
+        yield from filter(str.strip, texts)
+        return
     for line in lines:
-        if re.fullmatch(r" = [^=].*[^=] = \n?", line) and article:
+        if title.fullmatch(line) and article:
             yield "".join(article)
             article = []
         if line.strip():
-            article.append(re.sub(r" @([-,.])@ ", r"\1", line).replace("<unk>", unknown))
+            article.append(line)
     if article:
         yield "".join(article)
 

@@ -19,7 +19,7 @@ from .. import InputError
 from ..compression import onnx, pruning, quantization, runtimes, variants
 from ..compression.variants import BASE, EXPORTED, LABELS, OPENVINO, Variant, parse
 from ..data import encoding, hub
-from ..measure import metrics, records, timing
+from ..measure import machine, metrics, records, timing
 from ..measure.sweep import Experiment
 from ..models import checkpoints, finetuning, training
 from ..models.distillation import heldout_losses
@@ -47,6 +47,7 @@ class Compression(Experiment):
         super().__init__(profile, space, fresh)
         self.name, self.own, self.timed = name, getattr(profile, name), profile.quantization
         self.glue = glue.Glue(profile, space)
+        machine.require_cores("quantization.threads", [self.timed.threads])
         self.variants = {one.name: one for one in variants.asked(profile, name)}
         self.elsewhere = getattr(self.own, "elsewhere", None)  # what is taken away on tasks after the first
         list(map(parse, (*(self.own.isolated or ()), *(self.elsewhere or ()))))  # refuses what doesn't exist

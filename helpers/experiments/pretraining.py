@@ -65,6 +65,7 @@ class Pretraining(Experiment):
         self.made: set[Path] = set()  # checkpoints made by this run
         if profile.threads:
             torch.set_num_threads(profile.threads)
+        self._check_lengths()
         available = self.shape.layers if self.shape else self.teacher_config.num_hidden_layers
         self.layers = distillation.choose_layers(available, self.recipe.layers)
 
@@ -74,6 +75,19 @@ class Pretraining(Experiment):
         released = [{"model": "released", "seed": 0}] if self.profile.released else []
         students = [{"model": name, "seed": seed} for seed in self.recipe.seeds for name in self.recipe.variants]
         return [TEACHER, *released, *students]
+
+    def _check_lengths(self) -> None:
+        """See that the model takes texts as long as the profile's; InputError for one that is longer."""
+        profile, most = self.profile, self.teacher_config.max_position_embeddings
+        asked = {f"glue.recipes.{task}.length": recipe.length for task, recipe in profile.glue.recipes.items()}
+        asked |= {
+            "corpus.block_length": profile.corpus.block_length,
+            "squad.recipe.length": profile.squad.recipe.length,
+        }
+        asked |= {"imdb": max([profile.imdb.recipe.length, *profile.imdb.lengths])}
+        for key, length in asked.items():
+            if length > most:
+                raise InputError(f"{key} = {length}: {profile.teacher} takes {most} tokens; lower it")
 
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers; InputError if a student's teacher has not been made yet."""
@@ -181,7 +195,7 @@ class Pretraining(Experiment):
         """The trainings of the unit's model; none where it is used as it comes."""
         if unit == TEACHER:
             teacher = self.profile.teacher_training
-            return [stage for stage in (teacher.head, teacher.whole) if stage and stage.steps]
+            return [stage for stage in (teacher.head, teacher.whole) if stage]
         return [] if unit["model"] == "released" else [self.recipe.training]
 
     def checkpoint(self, unit: dict) -> Path | None:

@@ -107,6 +107,8 @@ def check_answers(dataset: Dataset) -> None:
         if not answers["text"]:
             raise InputError(f"question {name} has no answer; SQuAD 1.1 has one for each")
         for text, start in zip(answers["text"], answers["answer_start"], strict=True):
+            if not text.strip():
+                raise InputError(f"question {name}: its answer {text!r} has no word")
             if context[start : start + len(text)] != text:
                 raise InputError(f"question {name}: its answer {text!r} is not at character {start} of its context")
 
@@ -117,7 +119,7 @@ def locate(span: np.ndarray, start: int, end: int) -> tuple[int, int] | None:
     if not len(inside) or span[inside[0], 0] > start or span[inside[-1], 1] < end:
         return None
     held = inside[(span[inside, 1] > start) & (span[inside, 0] < end)]
-    return int(held[0]), int(held[-1])
+    return (int(held[0]), int(held[-1])) if len(held) else None  # none: an accent alone, which tokenizers drop
 
 
 def best_spans(

@@ -120,9 +120,13 @@ def _load(kind: type, name: str, **config) -> tuple[PreTrainedModel, list[str]]:
         raise InputError(
             f"{name}: its weights are damaged, or not those of its config.json ({reason(error)})"
         ) from error
-    encoder = [key for key in report["missing_keys"] if key.startswith(f"{model.base_model_prefix}.")]
+    encoder = [key for key in sorted(report["missing_keys"]) if key.startswith(f"{model.base_model_prefix}.")]
     lacking = [key for key in encoder if ".pooler." not in key]
-    left = [key for key in report["unexpected_keys"] if re.search(r"(layer|embeddings)\.", key) and "_ids" not in key]
+    left = [
+        key
+        for key in sorted(report["unexpected_keys"])
+        if re.search(r"(layer|embeddings)\.", key) and "_ids" not in key
+    ]
     if lacking or left:
         what = f"{len(lacking)} weights of the encoder are not in it" if lacking else f"{len(left)} do not belong to it"
         raise InputError(

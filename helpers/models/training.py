@@ -6,9 +6,11 @@ import json
 import math
 import shutil
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import safetensors
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -118,11 +120,15 @@ class Watch(TrainerCallback):
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; Trainer writes trainer_state.json last."""
+    """The newest checkpoint that is whole; Trainer writes trainer_state.json last."""
     for path in sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):
         try:
             json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            return path
-        except (OSError, ValueError):
-            shutil.rmtree(path)
+            for file in path.glob("*.safetensors"):
+                safetensors.safe_open(file, "pt")
+            if not any(zipfile.ZipFile(file).testzip() for file in path.glob("*.pt*")):  # each part's checksum
+                return path
+        except (OSError, ValueError, zipfile.BadZipFile, safetensors.SafetensorError):
+            pass
+        shutil.rmtree(path)  # cut off, or damaged: the one before it will do
     return None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from .. import InputError
@@ -28,21 +28,30 @@ def _read_number(value: Any) -> Any:
         return value
 
 
-Count = Annotated[int, Strict(), Field(ge=0)]
-Positive = Annotated[int, Strict(), Field(ge=1)]
+def _once(values: list) -> list:
+    """A list that names nothing twice: what is measured twice would count twice."""
+    if len({str(value) for value in values}) < len(values):
+        raise ValueError("each only once")
+    return values
+
+
+MOST = 10**9  # of anything that is counted: more would run until it is killed
+Once = AfterValidator(_once)
+Count = Annotated[int, Strict(), Field(ge=0, le=MOST)]
+Positive = Annotated[int, Strict(), Field(ge=1, le=MOST)]
 Number = Annotated[float, Strict(), BeforeValidator(_read_number), Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[Number, Field(le=1)]
 Rate = Annotated[Number, Field(gt=0)]
 Below = Annotated[Number, Field(gt=0, lt=1)]  # a share that leaves something
 Length = Annotated[Positive, Field(le=512)]  # in tokens; no model here takes more
 Some = Field(min_length=1)
-Seeds = Annotated[list[Count], Some]
+Seeds = Annotated[list[Count], Some, Once]
 Task = Literal["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli"]
-Tasks = Annotated[list[Task], Some]
+Tasks = Annotated[list[Task], Some, Once]
 Student = Literal["student", "twin", "random"]
 Pretrained = Literal["teacher", "released", Student]
-Models = Annotated[list[Literal[Pretrained, "student_d"]], Some]  # fine-tuned; student_d: distilled once more
-Compressed = Annotated[list[Literal["sst2", "mrpc"]], Some]  # the tasks whose models are made smaller
+Models = Annotated[list[Literal[Pretrained, "student_d"]], Some, Once]  # fine-tuned; student_d: distilled once more
+Compressed = Annotated[list[Literal["sst2", "mrpc"]], Some, Once]  # the tasks whose models are made smaller
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -52,7 +61,7 @@ class Corpus:
     id: str  # of the data set
     train: str  # configuration whose train split is learnt from
     heldout: str  # configuration whose validation split is measured on
-    block_length: Annotated[Positive, Field(ge=8)]  # tokens, [CLS] and [SEP] counted
+    block_length: Annotated[Length, Field(ge=8)]  # tokens, [CLS] and [SEP] counted
     train_blocks: Positive | None = None  # cap; None: all of them
     heldout_blocks: Positive | None = None  # cap; None: all of them
     curve_blocks: Positive = 64  # held-out blocks measured again and again while a model trains
@@ -69,12 +78,16 @@ class Architecture:
     initializer_range: Rate = 0.02  # BERT's, made for a width of 768; a narrow model needs more to start learning
     dropout: Share = 0.1
 
+    def __post_init__(self):
+        if self.width % self.heads:
+            raise ValueError(f"a width of {self.width} cannot be shared among {self.heads} heads")
+
 
 @dataclass(frozen=True, config=STRICT)
 class Training:
     """One stage of training: so many steps of so many blocks."""
 
-    steps: Count
+    steps: Positive
     batch_size: Positive  # blocks held in memory at a time
     accumulation: Positive  # batches added up in one step
     learning_rate: Rate
@@ -98,7 +111,7 @@ class Distillation:
     """Pretraining distillation: the student, the triple loss and its training."""
 
     variants: Annotated[list[Student], Some]
-    layers: Positive | Annotated[list[Count], Some]  # how many, or which of the teacher's
+    layers: Positive | Annotated[list[Count], Some, Once]  # how many, or which of the teacher's
     seeds: Seeds
     training: Training
     temperature: Rate = 2.0
@@ -118,7 +131,7 @@ class Recipe:
     epochs: Positive
     batch_size: Positive = 32
     evaluation_batch_size: Positive = 64
-    length: Annotated[Positive, Field(ge=8)] = 128  # tokens; a longer text is cut off, a longer context goes in windows
+    length: Annotated[Length, Field(ge=8)] = 128  # tokens; a longer text is cut off, a longer context goes in windows
     train_rows: Positive | None = None  # cap, drawn at random; None: all of them
     dev_rows: Positive | None = None  # cap, drawn at random; None: all of them
     warmup: Share = 0.1  # share of the steps
@@ -163,7 +176,7 @@ class Imdb:
     models: Models
     seeds: Seeds
     recipe: Recipe
-    lengths: list[Annotated[Positive, Field(ge=8)]]  # tried with the student, beside the recipe's own
+    lengths: Annotated[list[Annotated[Length, Field(ge=8)]], Once]  # tried with the student, beside the recipe's own
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -309,13 +322,25 @@ def load(name: str, overrides: dict[str, Any] | None = None) -> Profile:
     """
     if name not in NAMES:
         raise InputError(f"unknown profile {name!r}: expected one of {', '.join(NAMES)}")
-    values = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")) | {"name": name}
-    for key, value in (overrides or {}).items():
-        _put(values, key, value)
     try:
-        return TypeAdapter(Profile).validate_python(values)
+        values = {"name": name} | yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        told = " ".join(str(error).split())
+        raise InputError(f"{FOLDER.name}/{name}.yaml: no profile ({told}); git checkout brings it back") from None
+    if not isinstance(overrides or {}, dict):
+        raise InputError(
+            f'overrides = {overrides!r:.80}: expected {{"key": value}}, as {{"distillation.seeds": [0, 1]}}'
+        )
+    for key, value in (overrides or {}).items():
+        _put(values, str(key), value)
+    try:
+        made = TypeAdapter(Profile).validate_python(values)
     except ValidationError as error:
         raise InputError(f"profile {name}: {_one_line(error)}") from None
+    if made.teacher != "miniworld" and made.teacher_training.architecture:
+        advice = "set it to null, or take --profile laptop"
+        raise InputError(f"teacher = {made.teacher}: teacher_training.architecture makes one from nothing; {advice}")
+    return made
 
 
 def known_keys(kind: type = Profile, prefix: str = "") -> list[str]:
@@ -347,6 +372,8 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
         raise InputError(f"unknown profile key {key!r} (= {value!r}): {hint}")
     *path, last = key.split(".")
     for step in path:
+        if not isinstance(values.get(step), dict | None):
+            raise InputError(f"{key}: {step} = {values[step]!r:.80} has no parts that could be set")
         values[step] = dict(values.get(step) or {})
         values = values[step]
     values[last] = value
@@ -354,9 +381,10 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
 
 def _one_line(error: ValidationError) -> str:
     """The first complaint, without pydantic's names for the branches of a union."""
-    first = error.errors()[0]
+    every = error.errors()
+    first = next((one for one in every if not one["type"].endswith("_type")), every[0])  # of a union, the likelier one
     if first["type"] == "unexpected_keyword_argument":
-        return f"unknown key {'.'.join(map(str, first['loc']))!r} (= {first['input']!r})"
+        return f"unknown key {'.'.join(map(str, first['loc']))!r} (= {first['input']!r:.80})"
     known = {key.split(".")[-1] for key in known_keys()}
     key = ".".join(str(part) for part in first["loc"] if str(part) in known or isinstance(part, int))
-    return f"{key} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return f"{key} = {first['input']!r:.80}: {first['msg'][0].lower()}{first['msg'][1:]}"

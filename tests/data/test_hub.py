@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from datasets import Dataset
 
 from helpers import InputError, profiles
 from helpers.data import hub
@@ -63,3 +64,41 @@ def test_all_that_a_profile_reads_is_downloaded_once():
     assert len(lines) == len(set(lines))
     for what in ("glue mnli validation_mismatched", "wikitext wikitext-2-raw-v1 test", "gsm8k main train"):
         assert sum(what in line for line in lines) == 1
+
+
+# --- text of one's own
+
+
+def test_rows_of_ones_own_are_documents_and_never_glued_k5():
+    """Trouble A5: "before the storm" and "A heron" of two rows became one word, in one document."""
+    rows = ["Our teacher counted boats before the storm", "A heron opened the market"]
+    assert list(hub.articles(rows)) == rows
+    assert list(hub.articles(["one", "two", "", "three\n", "  ", "four"])) == ["one\ntwo", "three", "four"]
+    titled = [" = Boats = \n", " A heron . \n", "", " = Storms = \n", " Rain . \n"]
+    assert [text.split(" = ")[1] for text in hub.articles(titled)] == ["Boats", "Storms"]
+
+
+def test_rows_without_text_are_left_out_and_counted_k5(monkeypatch):
+    """Trouble A7: a row that says `null` ended in a TypeError; A8: so did a column of another name."""
+    own = Dataset.from_dict({"text": ["snow fell", None, "nobody came"], "label": [0, 1, 1]})
+    source = {"id": "mine", "config": "default", "rows": {"train": 3}}
+    monkeypatch.setattr(hub, "load", lambda *_: (own, source))
+    rows, told = hub.corpus_rows(profiles.load("mini"), "default", "train")
+    assert rows == ["snow fell", "nobody came"] and told == source | {"without_text": {"train": 1}}
+    monkeypatch.setattr(hub, "load", lambda *_: (own.rename_column("text", "content"), source))
+    with pytest.raises(InputError, match="mine has no column `text`, but content, label: rename one"):
+        hub.corpus_rows(profiles.load("mini"), "default", "train")
+
+
+def test_an_errors_last_cause_is_said_k7(monkeypatch):
+    """Kind K7: "An error occurred while generating the dataset" hid a text in another encoding."""
+
+    def fail(*_, **__):
+        try:
+            b"\xe9".decode()
+        except UnicodeDecodeError as error:
+            raise RuntimeError("An error occurred while generating the dataset") from error
+
+    monkeypatch.setattr(hub, "load_dataset", fail)
+    with pytest.raises(InputError, match="'utf-8' codec can't decode byte 0xe9"):
+        hub.load(profiles.load("mini"), "mine", "default", "train")

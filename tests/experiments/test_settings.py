@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from helpers import ROOT, profiles
+from helpers import ROOT, InputError, profiles
 from helpers.data import hub
 from helpers.experiments import compression, edge, glue, perplexity, pretraining, speed, squad
 from helpers.measure import records
@@ -151,3 +151,13 @@ def test_every_experiment_names_its_data(tmp_path, monkeypatch):
     for made in (perplexity.Stages, compression.Compression, compression.Losses):
         experiment = made(profile, space)
         assert all("world" in experiment.settings(unit) for unit in experiment.units), made
+
+
+def test_a_model_takes_the_lengths_of_the_profile_k11(teacher, tokenizer, tmp_path):
+    """Kind K11: 256 tokens for a model of 128 ended in a RuntimeError about the size of a tensor."""
+    teacher.save_pretrained(tmp_path / "short")
+    tokenizer.save_pretrained(tmp_path / "short")
+    given = {"teacher": str(tmp_path / "short"), "distillation.layers": 2}
+    profile = profiles.load("laptop", given)
+    with pytest.raises(InputError, match=r"= 128: .*short takes 64 tokens; lower it"):
+        pretraining.Pretraining(profile, records.Workspace(profile, str(tmp_path)))
