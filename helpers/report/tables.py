@@ -4,6 +4,7 @@ Every model's name and colour, and every metric's heading and unit, stand here.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -185,11 +186,16 @@ class Shown:
         body = self.table.astype(str)
         numeric = [body[name].str.fullmatch(r"[*+-]*[\d.,]+( ± [\d.,]+)?%?[*]*|–|").all() for name in body.columns]
         lines = [head, ["---:" if right else "---" for right in numeric], *body.values.tolist()]
-        rows = "\n".join("| " + " | ".join(item.replace("|", "\\|") for item in line) + " |" for line in lines)
+        rows = "\n".join(f"| {' | '.join(map(_plain, line))} |" for line in lines)
         return f"{rows}\n\n*{self.caption}*"
 
     def __repr__(self) -> str:
         return f"{self.caption}\n{self.table.to_string(index=False)}"
+
+
+def _plain(cell: str) -> str:
+    """A cell in Markdown: text of a data set's makes no column, no line, no formula and no HTML of its own."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(cell.splitlines())).replace("|", "\\|").replace("$", "\\$")
 
 
 def show(space: records.Workspace, name: str, table: pd.DataFrame, caption: str) -> Shown:

@@ -1,5 +1,9 @@
 """What tables say of records: where they were made, and on what."""
 
+import pandas as pd
+from bs4 import BeautifulSoup
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
 from helpers import profiles
 from helpers.measure import records
 from helpers.report import tables
@@ -23,3 +27,13 @@ def test_a_note_names_both_ways_in_which_a_data_set_is_used():
     ]
     origin = {"cpu": "a cpu", "gpu": None, "threads": 2, "versions": {"torch": "2"}, "models": [], "data": sources}
     assert "main (4 blocks, 9 blocks)" in tables.data_note([{"provenance": origin, "unit": {}}])
+
+
+def test_text_of_a_data_set_stays_text_f10():
+    """F10: `<img onerror=…>` and `<iframe>` of a review stayed in the page; a newline ended the table."""
+    review = "<img src=x onerror=alert(1)> it cost $5,\nor $6 | <br />more < 3 <script>x</script>"
+    shown = tables.Shown(pd.DataFrame({"text": [review], "p": ["< 0.0001"]}).set_index("text"), "A caption.")
+    markdown = shown._repr_markdown_()
+    assert len(markdown.split("\n\n")[0].splitlines()) == 3 and "< 0.0001" in markdown
+    page = BeautifulSoup(MarkdownWithMath(renderer=IPythonRenderer(escape=False)).render(markdown), "html.parser")
+    assert not page.select("img, br, script, iframe, math") and page.td.get_text() == " ".join(review.splitlines())
