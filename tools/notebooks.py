@@ -148,7 +148,8 @@ class WarmKernel(ForkServerProcess):
         from ipykernel.kernelapp import launch_new_instance
 
         gc.freeze()  # what was imported stays: to look through it again takes each collection a quarter of a second
-        gc.enable()
+        if READ_ONLY not in self.env:  # what only draws is over before its garbage counts
+            gc.enable()
         os.setsid()  # a group of its own, to be ended with the processes that it starts
         os.chdir(self.cwd)
         os.environ.clear()
