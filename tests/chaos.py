@@ -19,7 +19,7 @@ from pathlib import Path
 import nbformat
 import PIL.Image
 import psutil
-from bs4 import BeautifulSoup
+from safetensors.numpy import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -48,27 +48,31 @@ def survivors(store: Path) -> list[psutil.Process]:
     return found
 
 
+def look(path: Path) -> None:
+    """Read a file to its end; an error if it is not whole."""
+    text = "" if path.suffix in (".png", ".safetensors") else path.read_text()
+    if path.suffix == ".ipynb":
+        nbformat.validate(nbformat.reads(text, as_version=4))
+    elif path.suffix == ".json":
+        records.read_record(path) if "records" in path.parts else json.loads(text)
+    elif path.suffix == ".png":
+        PIL.Image.open(path).load()
+    elif path.suffix == ".safetensors":
+        load_file(path)
+    elif not text.rstrip().endswith("</html>") if path.suffix == ".html" else not text.endswith("\n"):
+        raise ValueError("cut off")
+
+
 def damaged(store: Path) -> tuple[int, list[str]]:
     """How many files were looked at, and those that are not whole."""
-    looks = {
-        ".json": lambda path: records.read_record(path) if "records" in path.parts else json.loads(path.read_text()),
-        ".ipynb": lambda path: nbformat.validate(nbformat.read(path, as_version=4)),
-        ".png": lambda path: PIL.Image.open(path).load(),
-        ".html": lambda path: "</html>" in path.read_text() or BeautifulSoup(path.read_text(), "missing"),
-        ".csv": lambda path: path.read_text().endswith("\n") or nbformat.reads("", 4),
-        ".md": lambda path: path.read_text().endswith("\n") or nbformat.reads("", 4),
-        ".safetensors": lambda path: __import__("safetensors").safe_open(path, "np").keys(),
-    }
     spoilt, count = [], 0
     for path in store.rglob("*"):
-        building = any(
-            part.endswith((".tmp", ".training")) for part in path.parts
-        )  # not finished, and not taken for it
-        if path.suffix not in looks or building:
+        building = any(part.endswith((".tmp", ".training")) for part in path.parts)  # and not taken for finished
+        if building or path.suffix not in (".json", ".ipynb", ".png", ".html", ".csv", ".md", ".safetensors"):
             continue
         count += 1
         try:
-            looks[path.suffix](path)
+            look(path)
         except Exception as error:
             spoilt.append(f"{path.relative_to(store)}: {type(error).__name__}: {error}")
     return count, spoilt
@@ -94,7 +98,7 @@ def main() -> int:
     for kill in range(options.kills + 1):
         process, begun = start(store, chosen), time.monotonic()
         try:
-            code = process.wait(moments.uniform(5, 60) if kill < options.kills else None)
+            code = process.wait(moments.uniform(5, 90) if kill < options.kills else None)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             code = process.wait()
@@ -111,10 +115,6 @@ def main() -> int:
         done, made = len(now) - len(made), now
         ending = {-signal.SIGKILL: "killed", 0: "ended by itself"}.get(code, f"ended with {code}")
         print(f"{kill}: {ending} after {after:.0f} s, {done} more records, {len(now)} in all", flush=True)
-        if code == 0 and kill < options.kills:  # all is made: begin anew with what would be drawn again
-            for path in random.Random(kill).sample(sorted(made), len(made) // 3):
-                path.unlink()
-                del made[path]
     problems += [f"the last run ended with {code}: {store}/log.txt"] * bool(code)
     litter = [path for path in store.rglob("*") if path.name.endswith((".tmp", ".training"))]
     problems += [f"left behind: {path.relative_to(store)}" for path in litter]

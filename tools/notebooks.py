@@ -155,8 +155,6 @@ class WarmKernel(ForkServerProcess):
         os.environ.clear()
         os.environ.update(self.env)
         threading.Thread(target=_end_with_the_runner, daemon=True).start()
-        if READ_ONLY in os.environ and "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(1)  # those of several kernels would wait for each other
         sys.argv[:] = ["ipykernel_launcher", *self.arguments]
         launch_new_instance()
 

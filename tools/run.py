@@ -72,7 +72,7 @@ class Runner:
             problem = f"timeout: the cell took longer than cell_timeout_minutes = {limit} allows"
         except DeadKernelError:
             problem = "the kernel died: killed, out of memory, or crashed"
-        except OSError:  # a full disk is not this notebook's trouble alone
+        except (OSError, InputError):  # a full disk, which is not this notebook's trouble alone
             raise
         except Exception as error:  # a kernel that doesn't start, say
             problem = f"{type(error).__name__}: {error}"

@@ -95,7 +95,7 @@ def download(profile: Profile) -> list[str]:
 
 
 def corpus_rows(profile: Profile, config: str, split: str) -> tuple[list[str], dict]:
-    """The text of each row of the corpus, and its provenance, which counts rows without any; InputError if all are."""
+    """The text of each row of the corpus, and its provenance, which counts those without; InputError if none has."""
     dataset, source = load(profile, profile.corpus.id, config, split)
     if "text" not in dataset.column_names:
         raise InputError(f"{source['id']} has no column `text`, but {', '.join(dataset.column_names)}: rename one")

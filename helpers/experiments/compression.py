@@ -176,6 +176,8 @@ class FineTuned(variants.Source):
         """What the model is recognised by; None where notebook 02 has not made it, nor left a record."""
         try:
             return self.glue.finetuned_hash(self.unit)
+        except checkpoints.DamagedError:
+            raise
         except InputError:
             return None
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -135,33 +136,34 @@ class Downstream(Experiment):
         folder = self.checkpoint(unit)
         if folder.is_dir():
             return checkpoints.load_with_head(self.auto, str(folder), 0).to(self.device).eval()
-        model, _ = self._fine_tune(unit, self.train_examples(unit)[0], self.precision)
-        checkpoints.save(model, self.pretraining.tokenizer, folder)
+        with training.unfinished(folder, self.fresh) as unfinished:
+            model, _ = self._fine_tune(unit, self.train_examples(unit)[0], self.precision, unfinished)
+            checkpoints.save(model, self.pretraining.tokenizer, folder)
         return model
 
     def measure(self, unit: dict) -> records.Measurement:
         """Fine-tune the unit's model and measure it."""
-        examples, sources = self.train_examples(unit)
-        model, cost = self._fine_tune(unit, examples, self.precision)
-        scores, details, measured_on = self.score(unit, model)
-        if self.keeps(unit):
-            checkpoints.save(model, self.pretraining.tokenizer, self.checkpoint(unit))
-            details["checkpoint"] = checkpoints.file_hash(self.checkpoint(unit))
+        (examples, sources), folder = self.train_examples(unit), self.checkpoint(unit)
+        with training.unfinished(folder, self.fresh) as unfinished:  # whoever is cut off while scoring has that still
+            model, cost = self._fine_tune(unit, examples, self.precision, unfinished)
+            scores, details, measured_on = self.score(unit, model)
+            if self.keeps(unit):
+                checkpoints.save(model, self.pretraining.tokenizer, folder)
+                details["checkpoint"] = checkpoints.file_hash(folder)
         return records.Measurement(scores | cost, sources + measured_on, self.sources(unit, model), details)
 
     def _fine_tune(
-        self, unit: dict, examples: list[dict], precision: str, pad_to: int | None = None
+        self, unit: dict, examples: list[dict], precision: str, unfinished: Path, pad_to: int | None = None
     ) -> tuple[PreTrainedModel, dict[str, float]]:
-        recipe, pad, folder = self.recipe(unit), self.pretraining.tokenizer.pad_token_id, self.checkpoint(unit)
+        recipe, pad = self.recipe(unit), self.pretraining.tokenizer.pad_token_id
         if unit["model"] == DISTILLED:
             teacher = self.trained(unit | {"model": "teacher"})
             examples = finetuning.guided(teacher, examples, recipe.evaluation_batch_size, pad)
         start = self.start(unit["model"])
         model = checkpoints.load_with_head(self.auto, start, unit["seed"], **self.labels(unit)).to(self.device)
-        options = precision, pad, self.temperature, pad_to
-        with training.unfinished(folder, self.fresh) as unfinished:
-            trainer = finetuning.FineTuner(model, examples, recipe, unit["seed"], unfinished, *options)
-            return model, finetuning.fine_tune(trainer)
+        options = unfinished, precision, pad, self.temperature, pad_to
+        trainer = finetuning.FineTuner(model, examples, recipe, unit["seed"], *options)
+        return model, finetuning.fine_tune(trainer)
 
     def sources(self, unit: dict, model: PreTrainedModel) -> list[dict]:
         """Provenance of the unit's model."""
@@ -285,11 +287,17 @@ class PaddingTrial(Glue):
         """Train both ways in turn, seed by seed."""
         trial, (examples, sources) = self.profile.glue.padding, self.train_examples(unit)
         ways = {"ours": (self.precision, None), "padded": ("fp32", trial.length)}
-        for way in ways.values():  # warm up
-            model, _ = self._fine_tune(unit | {"seed": 0}, examples[:64], *way)
+
+        def tune(name: str, seed: int, rows: list[dict]) -> tuple[PreTrainedModel, dict[str, float]]:
+            (precision, pad_to), scratch = ways[name], tempfile.TemporaryDirectory()  # what is timed is never resumed
+            with scratch as place:
+                return self._fine_tune(unit | {"seed": seed}, rows, precision, Path(place), pad_to)
+
+        for name in ways:  # warm up
+            model, _ = tune(name, 0, examples[:64])
 
         def train(name: str, seed: int) -> tuple[float, float]:
-            model, cost = self._fine_tune(unit | {"seed": seed}, examples, *ways[name])
+            model, cost = tune(name, seed, examples)
             return cost["training_minutes"] * 60, self.score(unit, model)[0]["accuracy"]
 
         runs = {name: lambda seed, name=name: train(name, seed) for name in ways}

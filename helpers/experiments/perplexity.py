@@ -273,7 +273,7 @@ class Trial(Experiment):
 
     def settings(self, unit: dict) -> dict:
         gpu = torch.cuda.get_device_name() if self.stages.device.type == "cuda" else None
-        on = {"gpu": gpu, "threads": torch.get_num_threads()} | records.processor()
+        on = {"gpu": gpu, "threads": self.profile.threads or torch.get_num_threads()} | records.processor()
         return self.stages.common(unit) | {"trial": TRIAL_VERSION} | (on if self.name == "speed" else {})
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from .. import InputError
 from ..data import encoding, hub, miniworld
 from ..measure import machine, records
-from ..measure.sweep import Experiment
+from ..measure.sweep import READ_ONLY, Experiment
 from ..models import checkpoints, distillation, masked_lm, training
 from ..profiles import Profile, Training, as_settings
 
@@ -64,7 +65,7 @@ class Pretraining(Experiment):
         self.device, self.precision = machine.device(profile), machine.precision(profile)
         self.made: set[Path] = set()  # checkpoints made by this run
         if profile.threads:
-            torch.set_num_threads(profile.threads)
+            torch.set_num_threads(1 if READ_ONLY in os.environ else profile.threads)  # side by side they would collide
         self._check_lengths()
         available = self.shape.layers if self.shape else self.teacher_config.num_hidden_layers
         self.layers = distillation.choose_layers(available, self.recipe.layers)
@@ -216,9 +217,11 @@ class Pretraining(Experiment):
         return record["details"]["checkpoint"]
 
     def known(self, unit: dict) -> str | None:
-        """`weights`; None where the unit's model has not been made, nor left a record."""
+        """`weights`; None where the unit's model has not been made, nor left a record. InputError if it is damaged."""
         try:
             return self.weights(unit)
+        except checkpoints.DamagedError:
+            raise
         except InputError:
             return None
 

@@ -25,19 +25,17 @@ from ..measure import records
 if TYPE_CHECKING:  # who loads a model imports this module, too, and that is timed
     from ..profiles import Architecture, Profile
 
-FILES = (
-    "config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "tokenizer*",
-    "vocab.txt",
-    "special_tokens_map.json",
-)  # no pickle, no code
+FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")  # no pickle, no code
+FILES += ("tokenizer*", "vocab.txt", "special_tokens_map.json")
 SAVED = "weights.sha256"  # the hash of a checkpoint of ours as it was saved, so that damage shows
 WEIGHTS = {"dtype": torch.float32, "use_safetensors": True}
 
 transformers.logging.disable_progress_bar()  # of loading and saving, which take a second
 huggingface_hub.utils.enable_progress_bars()  # of downloads, which that has switched off too
+
+
+class DamagedError(InputError):
+    """A checkpoint of ours is there, and not as it was saved: to be said, and not taken for one that is missing."""
 
 
 def fetch(name: str) -> tuple[Path, dict]:
@@ -122,11 +120,8 @@ def _load(kind: type, name: str, **config) -> tuple[PreTrainedModel, list[str]]:
         ) from error
     encoder = [key for key in sorted(report["missing_keys"]) if key.startswith(f"{model.base_model_prefix}.")]
     lacking = [key for key in encoder if ".pooler." not in key]
-    left = [
-        key
-        for key in sorted(report["unexpected_keys"])
-        if re.search(r"(layer|embeddings)\.", key) and "_ids" not in key
-    ]
+    of_encoder = re.compile(r"(?!.*_ids)(.*\.)?(layer|embeddings)\.")
+    left = list(filter(of_encoder.match, sorted(report["unexpected_keys"])))
     if lacking or left:
         what = f"{len(lacking)} weights of the encoder are not in it" if lacking else f"{len(left)} do not belong to it"
         raise InputError(
@@ -258,7 +253,7 @@ def file_hash(folder: Path) -> str:
     paths = sorted(path for kind in ("safetensors", "onnx", "ort", "bin") for path in folder.glob(f"*.{kind}"))
     found, saved = _hash_once(*((path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths)), folder / SAVED
     if not paths or saved.exists() and saved.read_text(encoding="utf-8") != found:
-        raise InputError(f"{folder}: its weights are not those that were saved; delete it to have them made again")
+        raise DamagedError(f"{folder}: its weights are not those that were saved; delete it to have them made again")
     return found
 
 

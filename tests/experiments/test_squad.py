@@ -165,3 +165,14 @@ def test_the_rule_takes_a_name_or_number_of_the_nearest_sentence(page):
     assert (
         by_rule("Who led the Army of the North?", "The Army of the North was led by John of Gaunt.") == "John of Gaunt"
     )
+
+
+@pytest.mark.parametrize(("rule", "says"), [(20.0, "How sure that is"), (40.0, "it is not ahead of it")])
+def test_the_page_says_first_whether_a_rule_does_as_well(page, rule, says):
+    (in_short,) = page("04_squad", "in_short")
+    found = [
+        {"unit": {"model": "student", "seed": seed}, "metrics": {"f1": f1}} for seed, f1 in enumerate((29, 30, 31))
+    ]
+    text = in_short(found, [{"metrics": {"f1": rule}}])
+    assert "F1 is 30.0" in text and f"gets {rule}" in text and says in text
+    assert in_short([], []).startswith("–") and in_short(found, []).startswith("–")
