@@ -2,18 +2,22 @@
 
 import json
 import sys
+import tempfile
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import InputError, profiles
-from helpers.compression import variants
+from helpers.compression import pruning, variants
 from helpers.data import encoding, hub
 from helpers.experiments import glue, squad
 from helpers.measure import metrics, records
+from helpers.models import finetuning
 from tools import notebooks, run
 
 COMMANDS = [  # the command's arguments, and what its line must say
@@ -108,6 +112,10 @@ COMMANDS += [
         ("pruning.shares", "[0]", "0"),
         ("pruning.importances", "[taste]", "'taste'"),
         ("quantization.threads", "-1", "threads = -1"),
+        ("pruning.shares", "[]", "shares = []"),
+        ("pruning.importances", "[]", "importances = []"),
+        ("quantization.variants", "[]", "variants = []"),
+        ("speed.depth_lengths", "[]", "depth_lengths = []"),
         ("speed.depths", "[1]", "depths = [1]"),
         ("edge.threads", "[]", "threads = []"),
         ("teacher", "google-bert/bert-base-uncased", "teacher_training.architecture makes one from nothing"),
@@ -175,6 +183,16 @@ CALLS = {  # a call, and what it must say
         lambda t: windows(t, answers={"text": [" "], "answer_start": [2]}),
         "its answer ' ' has no word",
     ),
+    "no question": (lambda t: windows(t, question=None), "question q1 has no question"),
+    "labels that are words": (lambda t: encoded(t, label=["pos", "neg"]), "the label 'pos' of row 0 is no number"),
+    "a row without a text": (lambda t: encoded(t, text=["the river", None]), "row 1 has no text"),
+    "labels from one on": (lambda _: finetuning.check_labels(3, [1, 2, 3]), "row 2: label 3, expected 0 to 2"),
+    "a label between classes": (lambda _: finetuning.check_labels(2, [0.5, 1]), "row 0: label 0.5, expected 0 to 1"),
+    "a label that is missing": (lambda _: finetuning.check_labels(2, [1, -100]), "row 1: label -100, expected 0 to 1"),
+    "a score that is none": (
+        lambda _: finetuning.check_labels(1, [0.1, np.nan]),
+        "row 1: label nan, expected a number",
+    ),
     "a long question": (lambda t: windows(t, question="a river town " * 20), "question q1"),
     "too many layers": (lambda _: choose(9), "cannot be taken"),
     "no such variant": (lambda _: variants.parse("taylor_x"), "taylor_x"),
@@ -186,6 +204,12 @@ CALLS = {  # a call, and what it must say
 
 def windows(tokenizer, **changes):
     return squad.windows(question(**changes), tokenizer, 40, 8)
+
+
+def encoded(tokenizer, **changes):
+    return encoding.encode_texts(
+        rows(**{"text": ["the river", "a town"], "label": [0, 1]} | changes), ["text"], tokenizer, 16
+    )
 
 
 def choose(wanted: int):
@@ -278,6 +302,36 @@ def test_layers_are_chosen_or_refused(available, wanted):
 
 
 @few
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 20), st.floats(0, 0.999), st.randoms())
+def test_what_is_cut_leaves_every_layer_something(layers, heads, neurons, share, random):
+    importances = [torch.tensor([[random.random() for _ in range(n)] for _ in range(layers)]) for n in (heads, neurons)]
+    try:
+        kept = pruning.choose(tuple(importances), share)
+    except InputError as error:
+        assert "leaves some of" in str(error)
+        return
+    for stay, each in zip(kept, (heads, neurons), strict=True):
+        assert all(own == sorted(set(own)) and own and own[-1] < each for own in stay)
+        assert sum(map(len, stay)) == layers * each - round(share * layers * each)
+
+
+@few
+@given(st.lists(st.tuples(st.none() | st.text(max_size=12), st.none() | st.integers(-2, 4) | st.text(max_size=3))))
+def test_rows_of_a_csv_are_read_or_refused(tokenizer, lines):
+    with tempfile.TemporaryDirectory() as folder:
+        written = pd.DataFrame(lines, columns=["text", "label"])
+        written.to_csv(f"{folder}/own.csv", index=False)
+        read = Dataset.from_pandas(pd.read_csv(f"{folder}/own.csv"), preserve_index=False)
+    try:
+        examples = encoding.encode_texts(read, ["text"], tokenizer, 8)
+        finetuning.check_labels(3, [example["labels"] for example in examples])
+    except InputError as error:
+        assert "\n" not in str(error)
+    else:
+        assert len(examples) == len(lines) and all(0 <= example["labels"] <= 2 for example in examples)
+
+
+@few
 @given(st.text(max_size=20))
 def test_a_variant_is_known_or_refused(name):
     try:
@@ -305,6 +359,7 @@ def test_windows_give_every_answer_back(tokenizer, context, data):
         return
     for example, spans in zip(cut.examples, cut.spans, strict=True):
         first, last = example["start_positions"], example["end_positions"]
-        if first != squad.NO_ANSWER:
-            assert spans[first, 0] <= start < spans[first, 1] or spans[first, 0] >= start
-            assert spans[last, 1] > spans[first, 0]
+        if first != squad.NO_ANSWER:  # the answer's own characters, but for blanks at its ends
+            given = context[start:end]
+            assert spans[first, 0] <= start + len(given) - len(given.lstrip())
+            assert spans[last, 1] >= start + len(given.rstrip())

@@ -21,6 +21,7 @@ from . import pruning, quantization, runtimes
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir
 
 OPSET = 20
 CALIBRATION_ROWS = 300  # NNCF's own default
@@ -56,19 +57,27 @@ def export(model: PreTrainedModel, tokenizer_from: Path, folder: Path, hidden: b
 
     with pruning.written(folder, tokenizer_from) as building, warnings.catch_warnings(), quiet("torch.onnx"):
         warnings.simplefilter("ignore")
-        torch.onnx.export(
+        program = torch.onnx.export(
             _Outputs(model, hidden),
             example,
-            building / "model.onnx",
             dynamo=True,
             opset_version=OPSET,
             input_names=inputs,
             output_names=["logits"] + ["last_hidden_state"] * hidden,
             dynamic_shapes=tuple(free for _ in inputs),
-            external_data=False,
             verbose=False,
         )
+        _forget_where(program.model)
+        program.save(building / "model.onnx", external_data=False)
         quantization.note("onnx_fp32", building)
+
+
+def _forget_where(model: "onnx_ir.Model") -> None:
+    """Take out what the exporter notes for its own debugging: lines of code with the paths of this machine."""
+    graph = model.graph
+    values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    for noted in (model, graph, *graph, *values):
+        noted.metadata_props.clear()
 
 
 def quantize(source: Path, folder: Path, embeddings: bool = False) -> None:

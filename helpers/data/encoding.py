@@ -208,10 +208,18 @@ def encode_texts(dataset: Dataset, columns: Sequence[str], tokenizer: Tokenizer,
     """One example a row: input_ids, attention_mask and token_type_ids [tokens], and the row's label.
 
     `columns` are the one or two texts of a row; what goes beyond `length` tokens is cut off, the longer text first.
+    InputError for no rows, for one without a text, and for labels that are no numbers.
     """
     texts = [dataset[column][:] for column in columns]
+    if not len(dataset):
+        raise InputError("there are no rows: expected at least one")
+    for column, rows in zip(columns, texts, strict=True):
+        if wrong := [row for row, text in enumerate(rows) if not isinstance(text, str)]:
+            raise InputError(f"row {wrong[0]} has no {column}: leave it out")
     encoded = tokenizer(*texts, truncation=True, max_length=length, return_token_type_ids=True)
     labels = np.asarray(dataset["label"][:])
+    if not np.issubdtype(labels.dtype, np.number):
+        raise InputError(f"the label '{labels[0]}' of row 0 is no number: give each class its own, from 0 on")
     labels = labels.astype(np.float32) if np.issubdtype(labels.dtype, np.floating) else labels.astype(np.int64)
     return [
         {name: np.asarray(values[row]) for name, values in encoded.items()} | {"labels": labels[row]}

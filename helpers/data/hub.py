@@ -2,11 +2,13 @@
 
 import functools
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 from datasets import Dataset, disable_progress_bars, load_dataset
 
@@ -24,7 +26,9 @@ OFFICIAL_ROWS = {  # of the Hub's data sets, so that a part is never taken for t
     ("Salesforce/wikitext", "wikitext-2-v1"): {"train": 36_718, "validation": 3_760, "test": 4_358},
     ("Salesforce/wikitext", "wikitext-2-raw-v1"): {"train": 36_718, "validation": 3_760, "test": 4_358},
 }
-WORLD = ROOT / ".data" / f"miniworld-{miniworld.VERSION}"
+CACHE = Path(datasets.config.HF_DATASETS_CACHE)
+# In the checkout or, where that is not ours to write in, beside what data sets are converted to.
+WORLD = (ROOT / ".data" if os.access(ROOT, os.W_OK) else CACHE) / f"miniworld-{miniworld.VERSION}"
 
 disable_progress_bars()  # conversion takes a second; downloads keep their own bars
 
@@ -35,6 +39,10 @@ def load(profile: Profile, data_id: str, config: str, split: str) -> tuple[Datas
     InputError if there is no such data set, configuration or split, no way to reach it, or no row in it.
     """
     embedded = profile.hub == "miniworld"
+    try:
+        CACHE.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"data sets cannot be kept in {CACHE} : set HF_HOME to a folder of yours") from error
     try:
         dataset = load_dataset(str(miniworld.write(WORLD) / data_id) if embedded else data_id, config, split=split)
     except Exception as error:

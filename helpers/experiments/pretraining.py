@@ -114,8 +114,8 @@ class Pretraining(Experiment):
         model, log = self.trained(unit)
         teacher, corpus = None if unit == TEACHER else self.teacher, self.profile.corpus
         metrics = self._heldout_losses(model, teacher, corpus.heldout)
-        knows = masked_lm.knows(model, self.tokenizer, masked_lm.probes(self.profile))
-        metrics["cloze_accuracy"] = float(np.mean(knows))
+        knows = masked_lm.knows(model, self.tokenizer, masked_lm.probes(self.profile, self.tokenizer))
+        metrics |= {"cloze_accuracy": float(np.mean(knows))} if knows else {}  # a vocabulary may have none of the words
         if corpus.train != corpus.heldout:
             other = self._heldout_losses(model, None, corpus.train)
             metrics["masked_lm_loss_on_training_corpus"] = other["masked_lm_loss"]

@@ -2,6 +2,7 @@
 and back to characters.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -86,12 +87,14 @@ def windows(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, s
             raise InputError(f"question {name}: {took}, and {more}")
     options = {f"return_{name}": True for name in ("overflowing_tokens", "offsets_mapping", "token_type_ids")}
     options |= {"truncation": "only_second", "max_length": length, "stride": stride}
-    encoded = tokenizer(questions, dataset["context"][:], **options)
+    contexts = dataset["context"][:]
+    encoded = tokenizer(questions, contexts, **options)
     examples, spans, rows = [], [], list(encoded["overflow_to_sample_mapping"])
     golds = [(answers["answer_start"][0], answers["text"][0]) for answers in dataset["answers"][:]]
     for place, row in enumerate(rows):
         span = np.asarray(encoded["offset_mapping"][place])
         span[np.array(encoded.sequence_ids(place)) != 1] = -1
+        span[:, 1] = _with_marks(span[:, 1], contexts[row])
         start, text = golds[row]
         first, last = locate(span, start, start + len(text)) or (NO_ANSWER, NO_ANSWER)
         names = ("input_ids", "attention_mask", "token_type_ids")
@@ -101,9 +104,23 @@ def windows(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, s
     return Windows(examples, rows, spans)
 
 
+def _with_marks(ends: np.ndarray, context: str) -> np.ndarray:
+    """Where tokens end when the accents that follow a letter as characters of their own are its own, too."""
+    if context.isascii():
+        return ends
+    beyond = list(range(len(context) + 1))
+    for place in reversed(range(len(context))):
+        if unicodedata.combining(context[place]):
+            beyond[place] = beyond[place + 1]
+    return np.array([*beyond, -1])[ends]
+
+
 def check_answers(dataset: Dataset) -> None:
-    """See that every answer is where its row says; InputError if one is not, or a row has none."""
-    for name, context, answers in zip(dataset["id"], dataset["context"], dataset["answers"], strict=True):
+    """See that every answer is where its row says; InputError if one is not, or a row has none, or no question."""
+    columns = (dataset[name][:] for name in ("id", "question", "context", "answers"))
+    for name, question, context, answers in zip(*columns, strict=True):
+        if question is None or context is None:
+            raise InputError(f"question {name} has no {'question' if question is None else 'context'}: leave it out")
         if not answers["text"]:
             raise InputError(f"question {name} has no answer; SQuAD 1.1 has one for each")
         for text, start in zip(answers["text"], answers["answer_start"], strict=True):

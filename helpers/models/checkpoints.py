@@ -198,7 +198,8 @@ def start_head(model: PreTrainedModel, counts: np.ndarray) -> None:
     predictions = model.cls.predictions
     nn.init.eye_(predictions.transform.dense.weight)
     nn.init.zeros_(predictions.transform.dense.bias)
-    smoothed = torch.from_numpy(counts).double() + 0.1  # unseen tokens stay possible
+    smoothed = torch.full_like(predictions.bias, 0.1, dtype=torch.double)  # unseen tokens stay possible
+    smoothed[: len(counts)] += torch.from_numpy(counts)  # there may be more rows than tokens
     predictions.bias.copy_((smoothed / smoothed.sum()).log())
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,16 @@ def guided_loss(outputs, batch: dict[str, Tensor], temperature: float) -> Tensor
     return sum(distillation_loss(*pair, temperature) / len(pair[0]) for pair in pairs) / len(pairs)
 
 
+def check_labels(classes: int, labels: Sequence) -> None:
+    """See that labels are classes 0 to `classes` - 1 or, where there is but one, numbers; InputError with the row."""
+    for row, label in enumerate(labels):
+        right = np.isfinite(label) if classes == 1 else label in range(classes)
+        if not right:
+            raise InputError(
+                f"row {row}: label {label}, expected {'a number' if classes == 1 else f'0 to {classes - 1}'}"
+            )
+
+
 class FineTuner(InParts):
     """Trainer on ready-made batches; where the examples carry a teacher's logits, half of the loss comes from them."""
 
@@ -63,10 +74,11 @@ class FineTuner(InParts):
     ):
         """`pad_to`: pad every example to this length and group nothing, as much code does that one finds.
 
-        InputError if the model is quantized.
+        InputError if the model is quantized, or a label is none of its own.
         """
         if getattr(model, "hf_quantizer", None) or checkpoints.quantized_layers(model):
             raise InputError(f"this {type(model).__name__} is quantized: fine-tune the one that it was made from")
+        check_labels(model.config.num_labels, [example["labels"] for example in examples if "labels" in example])
         lengths = [len(example["input_ids"]) for example in examples]
         self.rows = encoding.batches(lengths, recipe.batch_size, recipe.epochs, seed, grouped=not pad_to)
         self.padding, self.temperature = encoding.Padding(pad_id, pad_to), temperature

@@ -216,7 +216,7 @@ class Quantization:
 
     tasks: Compressed
     models: Models
-    variants: list[str] | None = None  # None: all that can be had here
+    variants: Annotated[list[str], Some] | None = None  # None: all that can be had here
     threads: Positive = 1
     length: Length = 128  # of the one row whose latency is timed
     batch_size: Positive = 32
@@ -241,8 +241,8 @@ class Pruning:
     tasks: Compressed
     models: Models
     weights: list[Below]  # shares of the encoder's weights set to zero
-    shares: list[Below]  # of heads and neurons that are cut out
-    importances: list[Literal["taylor", "magnitude", "random"]]  # by which of them
+    shares: Annotated[list[Below], Some]  # of heads and neurons that are cut out
+    importances: Annotated[list[Literal["taylor", "magnitude", "random"]], Some]  # by which of them
     masked: list[Below]  # shares of heads and neurons that are set to zero instead
     layers: list[Positive]  # how many stay
     recovered: list[Literal["weights", "taylor", "magnitude", "random", "layers"]]  # ways that are trained again
@@ -258,7 +258,7 @@ class Speed:
 
     lengths: Annotated[list[Length], Some]  # of one row
     batches: list[Positive]  # of rows of `length`
-    depth_lengths: list[Length]  # at which models of 1, 2, … layers are timed
+    depth_lengths: Annotated[list[Length], Some]  # at which models of 1, 2, … layers are timed
     depths: Annotated[list[Positive], Field(min_length=2)]
     threads: Annotated[list[Positive], Some]
     length: Length = 128

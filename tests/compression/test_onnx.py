@@ -10,7 +10,7 @@ from transformers import (
     DistilBertForSequenceClassification,
 )
 
-from helpers import InputError
+from helpers import ROOT, InputError
 from helpers.compression import onnx, pruning, runtimes, variants
 from helpers.measure import records, timing
 from helpers.models import checkpoints, distillation
@@ -61,6 +61,19 @@ def test_an_exported_language_model_gives_its_hidden_states_too(tmp_path):
     for one, other in zip(ours, (hidden, logits), strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
     assert len(logits) == chosen.sum() and hidden.shape == (3, 21, 128)
+
+
+@pytest.mark.slow
+def test_what_is_exported_does_not_say_where_f15(tmp_path):
+    """The same model is the same file wherever it was made, and tells nobody how this machine's folders are called."""
+    model, made = make("distilbert"), {}
+    for name in ("here", "in_a_folder_with_a_long_name"):
+        onnx.export(model, tmp_path, tmp_path / name / "fp32")
+        onnx.quantize(tmp_path / name / "fp32", tmp_path / name / "int8", embeddings=True)
+        made[name] = [(tmp_path / name / bits / "model.onnx").read_bytes() for bits in ("fp32", "int8")]
+    for one, other in zip(*made.values(), strict=True):
+        assert one == other
+        assert not any(word in one for word in (b".py", b"torch.onnx", str(ROOT).encode(), str(tmp_path).encode()))
 
 
 @pytest.mark.slow

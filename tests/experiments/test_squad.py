@@ -176,3 +176,17 @@ def test_the_page_says_first_whether_a_rule_does_as_well(page, rule, says):
     text = in_short(found, [{"metrics": {"f1": rule}}])
     assert "F1 is 30.0" in text and f"gets {rule}" in text and says in text
     assert in_short([], []).startswith("–") and in_short(found, []).startswith("–")
+
+
+def test_an_accent_of_its_own_belongs_to_its_letter_k12(tokenizer):
+    """Trouble A25: tokenizers drop it, and the answer "cafe" was wrong against "café", written with e and an accent."""
+    context = "Le cafe\u0301 noir."
+    row = {
+        "id": "q",
+        "question": "the river",
+        "context": context,
+        "answers": {"text": ["cafe\u0301"], "answer_start": [3]},
+    }
+    cut = squad.windows(Dataset.from_dict({name: [value] for name, value in row.items()}), tokenizer, 40, 8)
+    (example,), (span,) = cut.examples, cut.spans
+    assert context[span[example["start_positions"], 0] : span[example["end_positions"], 1]] == "cafe\u0301"

@@ -10,13 +10,14 @@ from transformers import (
     BertForMaskedLM,
     BertLMHeadModel,
     BertModel,
+    BertTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
     T5Config,
     T5ForConditionalGeneration,
 )
 
-from helpers import InputError
+from helpers import InputError, profiles
 from helpers.data import encoding, hub, miniworld
 from helpers.models import checkpoints, distillation, masked_lm
 
@@ -144,11 +145,8 @@ def test_bad_input_is_refused_in_one_line(teacher, tokenizer, pieces, cut):
             with pytest.raises(InputError, match=complaint):
                 score(teacher, wrong, tokenizer)
     masked = encoding.MaskedBlocks(cut, encoding.Masking(tokenizer))
-    with pytest.raises(InputError, match="1,550 tokens, the model predicts 45; .* load both from the same checkpoint"):
+    with pytest.raises(InputError, match="1,550 tokens, the model predicts 45: load both from the same checkpoint"):
         masked_lm.masked_losses(teacher, masked, pieces)
-    teacher.config.pad_token_id = 7
-    with pytest.raises(InputError, match="it pads with 0, the model with 7: load both from the same checkpoint"):
-        masked_lm.masked_losses(teacher, masked, tokenizer)
     for headless in (BertModel(BertConfig(vocab_size=45)), T5ForConditionalGeneration(T5Config(vocab_size=45, d_ff=8))):
         with pytest.raises(InputError, match="has no masked-LM head that is known here: give a BertForMaskedLM"):
             masked_lm.masked_losses(headless, masked, tokenizer)
@@ -156,3 +154,32 @@ def test_bad_input_is_refused_in_one_line(teacher, tokenizer, pieces, cut):
     for model in (decoder, GPT2LMHeadModel(GPT2Config(vocab_size=45, n_embd=8, n_layer=1, n_head=1))):
         with pytest.raises(InputError, match="LMHeadModel reads from left to right: give a masked language model"):
             masked_lm.masked_losses(model, masked, tokenizer)
+
+
+def test_rows_beyond_the_tokens_and_another_pad_are_sound_k9(tokenizer):
+    """Trouble A14, A13: many BERTs have rows up to a multiple of eight; the mask tells padding, not the model's id."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    plain = BertForMaskedLM(BertConfig(vocab_size=48, pad_token_id=7, **shape)).eval()
+    checkpoints.start_head(plain, np.full(len(tokenizer), 1000))
+    cut = encoding.blocks(["the bird sings", "a bird sings in the old town"], tokenizer, 16)
+    masked = encoding.MaskedBlocks(cut, encoding.Masking(tokenizer, 0.5))
+    losses = masked_lm.masked_losses(plain, masked, tokenizer)
+    assert losses and np.isfinite(np.concatenate(losses)).all()
+    shares = plain.cls.predictions.bias.exp()
+    torch.testing.assert_close(shares.sum(), torch.tensor(1.0))
+    assert shares[len(tokenizer) :].max() < shares[: len(tokenizer)].min() / 1000
+
+
+def test_a_cased_vocabulary_knows_its_capitals_k8(tmp_path):
+    """Trouble A11: "France" was wrong where "france" was expected; what is no single token cannot be asked."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Rome", "is", "the", "river", "of", ".", "France", "east"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    cased = BertTokenizer.from_pretrained(str(tmp_path), do_lower_case=False)
+    facts = masked_lm.probes(profiles.load("laptop"), cased)
+    assert [fact["answer"] for fact in facts] == ["france", "east"]
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    model = BertForMaskedLM(BertConfig(vocab_size=len(words), **shape)).eval()
+    model.cls.predictions.bias.data[words.index("France")] = 100
+    assert masked_lm.knows(model, cased, facts) == [True, False]
+    assert masked_lm.knows(model, cased, []) == []
