@@ -50,6 +50,22 @@ def test_what_the_hub_does_not_have_is_refused():
         hub.load(profiles.load("laptop"), "nobody/nothing", "main", "train")
 
 
+def test_a_revision_can_be_pinned_and_another_stops_the_run():
+    """A6.6 of the safety points: what is pinned is what is loaded, and settings say so; what isn't there is refused."""
+    model, data = "sentence-transformers/all-MiniLM-L6-v2", "nyu-mll/glue"
+    source = checkpoints.fetch(model)[1]
+    assert checkpoints.fetch(f"{model}@{source['revision']}")[1] == source
+    with pytest.raises(InputError, match="has no revision '1234567'|@1234567: it is pinned"):
+        checkpoints.fetch(f"{model}@1234567")
+    plain = profiles.load("laptop")
+    revision = hub.state(plain, data)["data"][data]
+    pinned = profiles.load("laptop", {"revisions": {data: revision}})
+    assert hub.state(pinned, data) == hub.state(plain, data)
+    assert hub.load(pinned, data, "rte", "validation")[1]["revision"] == revision
+    with pytest.raises(InputError, match=f"data set '{data}'"):
+        hub.load(profiles.load("laptop", {"revisions": {data: "f" * 40}}), data, "rte", "validation")
+
+
 def test_unknown_words_are_never_masked():
     profile = profiles.load("laptop", FEW)
     tokenizer = checkpoints.load_tokenizer(profile.teacher)

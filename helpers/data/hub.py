@@ -43,8 +43,10 @@ def load(profile: Profile, data_id: str, config: str, split: str) -> tuple[Datas
         CACHE.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"data sets cannot be kept in {CACHE} : set HF_HOME to a folder of yours") from error
+    pin = None if embedded else profile.revisions.get(data_id)
     try:
-        dataset = load_dataset(str(miniworld.write(WORLD) / data_id) if embedded else data_id, config, split=split)
+        place = str(miniworld.write(WORLD) / data_id) if embedded else data_id
+        dataset = load_dataset(place, config, split=split, revision=pin)
     except Exception as error:
         raise InputError(f"data set {data_id!r}, {config!r}, {split!r}: {reason(error)}") from error
     if not len(dataset):
@@ -53,7 +55,7 @@ def load(profile: Profile, data_id: str, config: str, split: str) -> tuple[Datas
     if embedded:
         return dataset, source | {"id": f"miniworld:{data_id}", "revision": f"version {miniworld.VERSION}"}
     official = OFFICIAL_ROWS.get((data_id, config), {}).get(split)
-    source |= {"revision": _revision(data_id), "official_rows": {split: official}}
+    source |= {"revision": _revision(data_id, pin), "official_rows": {split: official}}
     return dataset, source | {"partial": official is not None and len(dataset) < official}
 
 
@@ -64,17 +66,21 @@ def state(profile: Profile, *ids: str) -> dict[str, Any]:
     """
     if profile.hub == "miniworld":
         return {"world": miniworld.VERSION}
-    return {"data": {data_id: _revision(data_id) for data_id in ids}}
+    return {"data": {data_id: _revision(data_id, profile.revisions.get(data_id)) for data_id in ids}}
 
 
 @functools.cache  # asked for each unit of an experiment
-def _revision(data_id: str) -> str | None:
-    if not Path(data_id).is_dir():
-        return records.revision(data_id, "dataset")
-    found = hashlib.sha256()
-    for path in sorted(path for path in Path(data_id).rglob("*") if path.is_file()):
-        found.update(f"{path.relative_to(data_id)} {path.stat().st_size}\n".encode() + path.read_bytes())
-    return found.hexdigest()[:12]
+def _revision(data_id: str, pin: str | None) -> str | None:
+    if Path(data_id).is_dir():
+        digest = hashlib.sha256()
+        for path in sorted(path for path in Path(data_id).rglob("*") if path.is_file()):
+            digest.update(f"{path.relative_to(data_id)} {path.stat().st_size}\n".encode() + path.read_bytes())
+        found = digest.hexdigest()[:12]
+    else:
+        found = records.revision(data_id, "dataset", pin)
+    if pin not in (None, found):
+        raise InputError(f"data set {data_id!r} is pinned to {pin!r}, and here is revision {found!r}")
+    return found
 
 
 def sample(profile: Profile, data_id: str, config: str, split: str, rows: int | None = None) -> tuple[Dataset, dict]:

@@ -96,7 +96,7 @@ class Pretraining(Experiment):
         settings |= hub.state(self.profile, self.profile.corpus.id)
         spec, recipe = MODELS[unit["model"]], as_settings(self.recipe)
         if spec.start == "as it comes":
-            settings |= {unit["model"]: self._given(unit), "revision": self._revision(unit)}
+            settings |= {unit["model"]: self._given(unit).partition("@")[0], "revision": self._revision(unit)}
         if unit == TEACHER:
             settings["training"] = as_settings(self.profile.teacher_training)
             return settings | {"recipe": {name: recipe[name] for name in ("mask_rate", "mask_smoothing")}}

@@ -297,22 +297,24 @@ def _commit() -> dict[str, Any]:
         return {"commit": None, "dirty": None}
 
 
-def revision(repo_id: str, kind: str = "model") -> str | None:
-    """The commit that a Hub id stands for: as the Hub says or, without it, as last downloaded; else None."""
+def revision(repo_id: str, kind: str = "model", pin: str | None = None) -> str | None:
+    """The commit that a Hub id, or a pin of it, is: as the Hub says or, without it, as last downloaded; else None."""
     import huggingface_hub as hub  # half a second to import, and not needed by a run that stays at home
 
     try:
-        return hub.HfApi().repo_info(repo_id, repo_type=kind).sha
+        return hub.HfApi().repo_info(repo_id, repo_type=kind, revision=pin).sha
     except Exception:  # offline, unreachable or unknown: the cache may still know
-        cached = Path(hub.constants.HF_HUB_CACHE) / f"{kind}s--{repo_id.replace('/', '--')}" / "refs" / "main"
-        return cached.read_text().strip() if cached.exists() else None
+        cached = Path(hub.constants.HF_HUB_CACHE) / f"{kind}s--{repo_id.replace('/', '--')}"
+        if pin and (cached / "snapshots" / pin).is_dir():
+            return pin
+        return (cached / "refs" / "main").read_text().strip() if (cached / "refs" / "main").exists() else None
 
 
 @functools.cache
 def _is_random(teacher: str) -> bool:
     if teacher == "miniworld" or Path(teacher).is_dir():
         return False
-    return (revision(teacher) or "").startswith(RANDOM_REVISION)
+    return (revision(teacher.partition("@")[0]) or "").startswith(RANDOM_REVISION)
 
 
 # --- all records as one file: packed where they were made, as in Colab, and unpacked into the project at home

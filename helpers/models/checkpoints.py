@@ -39,25 +39,35 @@ class DamagedError(InputError):
 
 
 def fetch(name: str) -> tuple[Path, dict]:
-    """The folder of the checkpoint `name` (a Hub id or a folder), and its provenance; InputError if it is neither."""
-    folder = Path(name)
+    """The folder of the checkpoint `name`, a Hub id or a folder, and its provenance; InputError if it is neither.
+
+    `name@revision` pins it: a commit's hash on the Hub, of a folder the hash of its weights; InputError for another.
+    """
+    place, _, pin = (name, "", "") if Path(name).is_dir() else name.partition("@")
+    folder, source = Path(place), {"id": place}
     if folder.is_dir():
         if not (folder / "config.json").exists() or not list(folder.glob("*.safetensors")):
             raise InputError(f"{name} is no checkpoint: expected a folder with config.json and *.safetensors")
-        return folder, {"id": folder.name, "revision": file_hash(folder), "weights": "ours"}
-    folder = _snapshot(name)
-    if not list(folder.glob("*.safetensors")):
-        raise InputError(
-            f"{name} has no *.safetensors (a pickle is not loaded): convert it, or take another checkpoint"
-        )
-    random = folder.name.startswith(records.RANDOM_REVISION)
-    return folder, {"id": name, "revision": folder.name, "weights": "random" if random else "pretrained"}
+        source = {"id": folder.name, "revision": file_hash(folder), "weights": "ours"}
+    else:
+        folder = _snapshot(place, pin or None)
+        if not list(folder.glob("*.safetensors")):
+            raise InputError(
+                f"{name} has no *.safetensors (a pickle is not loaded): convert it, or take another checkpoint"
+            )
+        random = folder.name.startswith(records.RANDOM_REVISION)
+        source |= {"revision": folder.name, "weights": "random" if random else "pretrained"}
+    if not source["revision"].startswith(pin):
+        raise InputError(f"{name}: it is pinned, and here is revision {source['revision']}")
+    return folder, source
 
 
 @functools.cache
-def _snapshot(repo_id: str) -> Path:
+def _snapshot(repo_id: str, revision: str | None) -> Path:
     try:
-        return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=FILES))
+        return Path(huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=FILES))
+    except huggingface_hub.errors.RevisionNotFoundError:
+        raise InputError(f"model {repo_id!r}: the Hub has no revision {revision!r} of it") from None
     except huggingface_hub.errors.GatedRepoError:
         raise InputError(f"model {repo_id!r} is gated: ask for access on its page, then `hf auth login`") from None
     except (huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.HFValidationError):

@@ -294,7 +294,7 @@ class Profile:
 
     name: str
     hub: Literal["miniworld", "huggingface"]  # where data sets come from
-    teacher: str  # Hub id or folder; "miniworld": made from nothing in notebook 01
+    teacher: str  # Hub id or folder, ID@REVISION to pin it; "miniworld": made from nothing in notebook 01
     released: str | None  # the released DistilBERT, where it is the teacher's own student
     corpus: Corpus
     teacher_training: TeacherTraining
@@ -309,6 +309,7 @@ class Profile:
     speed: Speed
     edge: Edge
     timing: Timing = Timing()
+    revisions: dict[str, str] = Field(default_factory=dict)  # of data sets, by id: what isn't this one stops the run
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     threads: Positive | None = None  # None: as many as torch takes, one a core

@@ -102,3 +102,16 @@ def test_an_errors_last_cause_is_said_k7(monkeypatch):
     monkeypatch.setattr(hub, "load_dataset", fail)
     with pytest.raises(InputError, match="'utf-8' codec can't decode byte 0xe9"):
         hub.load(profiles.load("mini"), "mine", "default", "train")
+
+
+def test_files_that_are_not_the_pinned_ones_are_refused(tmp_path):
+    """A folder of one's own has a hash of its files for a revision."""
+    (tmp_path / "train.csv").write_text("text,label\nsnow fell,0\n", encoding="utf-8")
+    own, given = str(tmp_path), {"hub": "huggingface"}
+    _, source = hub.load(profiles.load("mini", given), own, "default", "train")
+    pinned = profiles.load("mini", given | {"revisions": {own: source["revision"]}})
+    assert hub.load(pinned, own, "default", "train")[1] == source
+    hub._revision.cache_clear()
+    (tmp_path / "train.csv").write_text("text,label\nsnow fell,1\n", encoding="utf-8")
+    with pytest.raises(InputError, match=f"is pinned to '{source['revision']}', and here is revision '"):
+        hub.load(pinned, own, "default", "train")

@@ -118,6 +118,14 @@ def kept(teacher, tokenizer, tmp_path):
     return change
 
 
+def test_a_checkpoint_is_the_one_that_is_pinned(kept):
+    name = kept(lambda tensors: tensors)
+    revision = checkpoints.fetch(name)[1]["revision"]
+    assert checkpoints.fetch(f"{name}@{revision}") == checkpoints.fetch(name)
+    with pytest.raises(InputError, match=f"theirs@other: it is pinned, and here is revision {revision}"):
+        checkpoints.fetch(f"{name}@other")
+
+
 def without(words: str):
     return lambda tensors: {name: value for name, value in tensors.items() if words not in name}
 
