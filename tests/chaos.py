@@ -1,10 +1,12 @@
 """Kills the mini series again and again, lets it go on, and looks for what was lost, damaged, repeated or left behind.
 
 `python tests/chaos.py --kills 20`, from the project's root, in the environment that run_all.sh made; not part of
-run_tests.sh, since it takes as long as the series does, twice, and some more. The moments are drawn from --seed.
+run_tests.sh, since it takes as long as the series does, twice, and some more. The moments are drawn from --seed: so
+many records after a start, and some seconds.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -46,6 +48,11 @@ def survivors(store: Path) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def measured(store: Path) -> list[Path]:
+    """The records of a store."""
+    return list(store.glob("results/*/records/*/*.json"))
 
 
 def look(path: Path) -> None:
@@ -97,11 +104,15 @@ def main() -> int:
     problems, made, looked = [], {}, 0
     for kill in range(options.kills + 1):
         process, begun = start(store, chosen), time.monotonic()
-        try:
-            code = process.wait(moments.uniform(5, 90) if kill < options.kills else None)
-        except subprocess.TimeoutExpired:
+        if kill < options.kills:  # spread over the whole series, by what it has made
+            more, moment = moments.randint(0, 2 * len(measured(whole)) // options.kills), moments.uniform(1, 15)
+            while process.poll() is None and len(measured(store)) < len(made) + more:
+                time.sleep(0.1)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(moment)
+        if kill < options.kills and process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-            code = process.wait()
+        code = process.wait()
         after, deadline = time.monotonic() - begun, time.monotonic() + 30
         while (left := survivors(store)) and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -109,7 +120,7 @@ def main() -> int:
         count, spoilt = damaged(store)
         looked += count
         problems += [f"damaged after kill {kill}: {name}" for name in spoilt]
-        now = {path: path.stat().st_mtime_ns for path in store.glob("results/*/records/*/*.json")}
+        now = {path: path.stat().st_mtime_ns for path in measured(store)}
         problems += [f"lost: {path.name}" for path in made if path not in now]
         problems += [f"measured again: {path.name}" for path in made if now.get(path, made[path]) != made[path]]
         done, made = len(now) - len(made), now
