@@ -126,17 +126,6 @@ class Speed(Experiment):
         return records.Measurement(scores, sources, built, details)
 
 
-def flops(config: PretrainedConfig, batch: int, length: int) -> int:
-    """Multiplications and additions of one pass of an encoder with a head for classes: its matrix products alone.
-
-    A layer multiplies each token with four square matrices and two of the feed-forward part, and each pair of tokens
-    twice (scores, and values by weights). Norms, softmax and activations are left out.
-    """
-    width, inner = config.hidden_size, getattr(config, "intermediate_size", None) or config.hidden_dim
-    layer = 2 * length * (4 * width**2 + 2 * width * inner) + 4 * length**2 * width
-    return batch * (config.num_hidden_layers * layer + 2 * width**2 + 2 * width * config.num_labels)
-
-
 def build(config: PretrainedConfig) -> PreTrainedModel:
     """A model with random weights."""
     torch.manual_seed(0)

@@ -185,7 +185,7 @@ def test_records_of_this_gpu(page):
     name = f"gpu-{torch.cuda.get_device_name(0).replace(' ', '-').lower()}"
     space = records.Workspace(profile, name=name)
     experiment = speed.Speed(profile, space)
-    experiment.ways = {"length": page("08_speed_and_size", "latency", "inputs", "ask", "asking")[0]}
+    experiment.ways = {"length": page("08_speed_and_size", "latency", "inputs", "ask", "asking", "flops")[0]}
     units = [unit for unit in experiment.units if unit.get("device") == "cuda" and unit["pair"] == "full"]
     found = experiment.run(units)
     assert len(found) == len(units) and all(math.isfinite(record["metrics"]["times_as_fast"]) for record in found)
