@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +20,18 @@ from . import compression
 
 VERSION = 2  # raised whenever the code changes the numbers it makes
 SENTENCE = "a story that is told with warmth and without hurry ."  # asked for in a process of its own
-Asked = tuple[runtimes.Inputs, np.ndarray, np.ndarray]  # a row, the places that are scored and their labels
 
 
 class Deployed(Experiment):
     """Units {"head", "variant", "format", "threads"}, of the student fine-tuned on SST-2 and of the pretrained one.
 
     The variants are those of notebook 07, and each of them in 8 bits, matrices and embeddings. The pretrained student
-    is pruned without being trained again.
+    is pruned without being trained again. What the answers are compared with is on notebook 09's page, which fills in
+    `answers`: of a unit and its runner the metrics, the details and the provenance of what was asked.
     """
 
     name = "edge"
+    answers: Callable[[dict, runtimes.Runner], tuple[dict, dict, list[dict]]]
 
     def __init__(self, profile: Profile, space: records.Workspace, fresh: bool = False):
         """With `fresh`, models that are there already are exported again; InputError for wrong variants or threads."""
@@ -155,37 +157,3 @@ class Deployed(Experiment):
         """Held-out text in blocks of tokens, and its provenance."""
         config, tokenizer = self.profile.corpus.heldout, self.pretraining.tokenizer
         return encoding.corpus_blocks(self.profile, tokenizer, config, "validation", self.own.blocks)
-
-    def answers(self, unit: dict, run: runtimes.Runner) -> tuple[dict, dict, list[dict]]:
-        """How good the answers are and how near to those of the PyTorch model that was exported; one text at a time."""
-        plain, rows = runtimes.load(self.original(unit), unit["threads"]), []
-        texts, sources = self.texts[unit["head"]]
-        for number, (inputs, at, truth) in enumerate(texts):
-            own, expected = (scored(one(inputs), at) for one in (run, plain))
-            told = torch.log_softmax(torch.from_numpy(own), -1).numpy()[np.arange(len(truth)), truth]
-            guesses, apart = own.argmax(-1), np.abs(own - expected).max(-1)
-            rows.append((-told, guesses, truth, np.full(len(truth), number), guesses == expected.argmax(-1), apart))
-        losses, guesses, labels, whose, same, apart = map(np.concatenate, zip(*rows, strict=True))
-        scores = {"score": (guesses == labels).mean(), "loss": losses.mean(), "agreement": same.mean()}
-        said = {"predictions": guesses, "references": labels, "texts": whose}
-        packed = {name: records.pack(values) for name, values in said.items()}
-        return scores | {"largest_difference": apart.max()}, packed, sources
-
-    @functools.cached_property
-    def texts(self) -> dict[str, tuple[list[Asked], list[dict]]]:
-        """What each head is asked, and the provenance of these texts."""
-        examples, labels, source = self.pruned.glue.examples(TASK, "validation")
-        pairs = zip(examples, labels.astype(int), strict=True)
-        whole = [(self.pruned.batch([one]), np.array([0]), np.array([label])) for one, label in pairs]
-        masked, (cut, text) = [], self.heldout
-        masking = encoding.Masking(self.pretraining.tokenizer, self.profile.distillation.mask_rate)
-        for block in encoding.MaskedBlocks(cut, masking):
-            ids, truth = (np.asarray(block[name], dtype=np.int64) for name in ("input_ids", "labels"))
-            at = np.flatnonzero(truth != encoding.IGNORED)
-            masked += [(runtimes.unpadded(ids[None]), at, truth[at])] if len(at) else []
-        return {TASK: (whole, [source]), "masked_lm": (masked, [text])}
-
-
-def scored(logits: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Of a row's logits, [1, classes] or [1, length, words], those at the places that are scored."""
-    return logits.reshape(-1, logits.shape[-1])[at]

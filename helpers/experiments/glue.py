@@ -1,13 +1,10 @@
-"""Pretrained models, fine-tuned: what notebooks 02 to 04 share; GLUE, the ablation it judges, padding's cost; IMDb."""
+"""Pretrained models, fine-tuned: what notebooks 02 to 04 share; GLUE, the ablation it judges; IMDb."""
 
 import dataclasses
 import functools
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import datasets
-import evaluate
 import numpy as np
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
@@ -15,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from .. import InputError
 from ..data import hub
 from ..data.encoding import encode_texts
-from ..measure import machine, metrics, records, timing
+from ..measure import machine, metrics, records
 from ..measure.metrics import GLUE
 from ..measure.sweep import Experiment
 from ..models import checkpoints, distillation, finetuning, training
@@ -27,7 +24,7 @@ DISTILLED = "student_d"  # the student, distilled a second time from the fine-tu
 KEPT = ("sst2", "mrpc", "stsb")  # tasks whose first models later notebooks take up
 
 
-class GlueMetric(evaluate.Metric):
+class GlueMetric:
     """The metrics of one GLUE task: `GlueMetric("mrpc").compute(predictions=…, references=…)`.
 
     Predictions are class numbers, for stsb scores. mnli's matched and mismatched rows are two data sets, measured one
@@ -38,31 +35,19 @@ class GlueMetric(evaluate.Metric):
     def __init__(self, task: str):
         if task not in GLUE:
             raise InputError(f"unknown task {task!r}: expected one of {', '.join(GLUE)}")
-        super().__init__(config_name=task, keep_in_memory=True)
-
-    def _info(self) -> evaluate.MetricInfo:
-        kind = datasets.Value("int64" if GLUE[self.config_name].classes else "float64")
-        return evaluate.MetricInfo(
-            description=f"{', '.join(GLUE[self.config_name].metrics)} of GLUE's {self.config_name}",
-            citation="Wang et al. 2018, GLUE",
-            features=datasets.Features({"predictions": kind, "references": kind}),
-        )
+        self.task = task
 
     def compute(self, *, predictions: Sequence, references: Sequence) -> dict[str, float]:
-        """Each metric by name. The input is checked here, since `evaluate` would say less plainly what is wrong."""
+        """Each metric by name."""
         predictions, references = np.asarray(predictions, dtype=float), np.asarray(references, dtype=float)
-        task = self.config_name
+        task = self.task
         if len(predictions) != len(references) or not len(references):
             raise InputError(f"{task}: {len(predictions)} predictions for {len(references)} references")
         wrong = np.flatnonzero(~np.isfinite(predictions))
         if len(wrong):
             raise InputError(f"{task}: prediction {wrong[0]} is {predictions[wrong[0]]} ({len(wrong)} such): diverged?")
         metrics.check_labels(task, references, GLUE[task].classes)
-        return super().compute(predictions=predictions, references=references)
-
-    def _compute(self, predictions: Sequence, references: Sequence) -> dict[str, float]:
-        both = np.asarray(predictions), np.asarray(references)
-        return {name: metrics.FORMULAS[name](*both) for name in GLUE[self.config_name].metrics}
+        return {name: metrics.FORMULAS[name](predictions, references) for name in GLUE[task].metrics}
 
 
 class Downstream(Experiment):
@@ -137,7 +122,7 @@ class Downstream(Experiment):
         if folder.is_dir():
             return checkpoints.load_with_head(self.auto, str(folder), 0).to(self.device).eval()
         with training.unfinished(folder, self.fresh) as unfinished:
-            model, _ = self._fine_tune(unit, self.train_examples(unit)[0], self.precision, unfinished)
+            model, _ = self.fine_tune(unit, self.train_examples(unit)[0], self.precision, unfinished)
             checkpoints.save(model, self.pretraining.tokenizer, folder)
         return model
 
@@ -145,16 +130,17 @@ class Downstream(Experiment):
         """Fine-tune the unit's model and measure it."""
         (examples, sources), folder = self.train_examples(unit), self.checkpoint(unit)
         with training.unfinished(folder, self.fresh) as unfinished:  # whoever is cut off while scoring has that still
-            model, cost = self._fine_tune(unit, examples, self.precision, unfinished)
+            model, cost = self.fine_tune(unit, examples, self.precision, unfinished)
             scores, details, measured_on = self.score(unit, model)
             if self.keeps(unit):
                 checkpoints.save(model, self.pretraining.tokenizer, folder)
                 details["checkpoint"] = checkpoints.file_hash(folder)
         return records.Measurement(scores | cost, sources + measured_on, self.sources(unit, model), details)
 
-    def _fine_tune(
+    def fine_tune(
         self, unit: dict, examples: list[dict], precision: str, unfinished: Path, pad_to: int | None = None
     ) -> tuple[PreTrainedModel, dict[str, float]]:
+        """The unit's model, trained now, and what that cost. `pad_to`: every batch, if not to its longest row."""
         recipe, pad = self.recipe(unit), self.pretraining.tokenizer.pad_token_id
         if unit["model"] == DISTILLED:
             teacher = self.trained(unit | {"model": "teacher"})
@@ -264,52 +250,6 @@ class Ablation(Glue):
 
     def keeps(self, unit: dict) -> bool:
         return False
-
-
-class PaddingTrial(Glue):
-    """What padding costs: SST-2 fine-tuned as everywhere here, and in fp32 with every sentence padded to one length."""
-
-    name = "speed"
-
-    @property
-    def units(self) -> list[dict]:
-        return [{"comparison": "padding", "task": "sst2", "model": "student"}]
-
-    def settings(self, unit: dict) -> dict:
-        trial = as_settings(self.profile.glue.padding)
-        return super().settings(unit) | {"trial": trial} | records.processor()
-
-    def recipe(self, unit: dict) -> Recipe:
-        trial = self.profile.glue.padding
-        return dataclasses.replace(super().recipe(unit), train_rows=trial.rows, epochs=trial.epochs)
-
-    def measure(self, unit: dict) -> records.Measurement:
-        """Train both ways in turn, seed by seed."""
-        trial, (examples, sources) = self.profile.glue.padding, self.train_examples(unit)
-        ways = {"ours": (self.precision, None), "padded": ("fp32", trial.length)}
-
-        def tune(name: str, seed: int, rows: list[dict]) -> tuple[PreTrainedModel, dict[str, float]]:
-            (precision, pad_to), scratch = ways[name], tempfile.TemporaryDirectory()  # what is timed is never resumed
-            with scratch as place:
-                return self._fine_tune(unit | {"seed": seed}, rows, precision, Path(place), pad_to)
-
-        for name in ways:  # warm up
-            model, _ = tune(name, 0, examples[:64])
-
-        def train(name: str, seed: int) -> tuple[float, float]:
-            model, cost = tune(name, seed, examples)
-            return cost["training_minutes"] * 60, self.score(unit, model)[0]["accuracy"]
-
-        runs = {name: lambda seed, name=name: train(name, seed) for name in ways}
-        found = timing.interleaved(runs, trial.seeds)
-        taken, right = ({name: [both[i] for both in found[name]] for name in ways} for i in (0, 1))
-        scores = timing.ratio(taken["padded"], taken["ours"]).named("times_as_fast")
-        for name, end in (("ours", ""), ("padded", "_padded")):
-            scores[f"accuracy{end}"] = float(np.mean(right[name]))
-            scores[f"examples_per_s{end}"] = float(len(examples) * trial.epochs / np.median(taken[name]))
-        details = {"seconds": taken, "accuracies": right, "precision": {name: way[0] for name, way in ways.items()}}
-        sources.append(self.examples(unit["task"], "validation")[2])
-        return records.Measurement(scores, sources, self.sources(unit, model), details)
 
 
 class Imdb(Downstream):

@@ -20,10 +20,10 @@ from .comparison import COUNTED, MACRO, SEEDS, WITHOUT_WNLI, Comparison, Finding
 from .language import BENCHMARK as WIKI
 from .tables import MODELS, printed, ratio
 
-PAPER, EDGE, MSC, TINY = "sanh2019", "reproducibility-extension-challenge", "msc-compression", "tinydistilbert"
+PAPER, EDGE, MSC = "sanh2019", "reproducibility-extension-challenge", "msc-compression"
 TIMED = "median of paired ratios"
 AS_FAST = "latency_times_as_fast"  # as fp32, one row at a time
-EIGHT, CUT_EIGHT = f"{BASE}_int8", "taylor_50_int8"
+EIGHT = f"{BASE}_int8"
 SAID = tables.PUBLISHED / "claims.csv"
 HARDWARE = {  # that claims name: whether a record was made on it
     "a T4": lambda record: "T4" in ((record["provenance"].get("gpu") or {}).get("name") or ""),
@@ -42,11 +42,18 @@ def the(found: Sequence[dict], **unit) -> dict:
     raise Missing
 
 
-def judged_by(found: Sequence[dict], **unit) -> str:
-    """Whom a claim about DistilBERT is judged by, of the records with these values; raises `Missing`."""
-    if name := subject(of(found, **unit)):
+def judged_by(found: Sequence[dict]) -> str:
+    """Whom a claim about DistilBERT is judged by, of these records; raises `Missing`."""
+    if name := subject(found):
         return name
     raise Missing
+
+
+def variants_of(evidence: Evidence, experiment: str, *names: str, device: str | None = None) -> tuple[str, list[dict]]:
+    """Whom a claim about variants on SST-2 is judged by, and the record of each variant; raises `Missing`."""
+    found = of(evidence(experiment), task=TASK, device=device)
+    model = judged_by(found)
+    return model, [the(found, model=model, variant=name) for name in names]
 
 
 # --- numbers of size and speed
@@ -81,8 +88,7 @@ def faster(evidence: Evidence) -> Finding:
 
 def zeros(evidence: Evidence) -> Finding:
     """Size and speed of a model of whose weights most are zero against the whole one's, beside the published ones."""
-    name = judged_by(evidence("pruning"), task=TASK, device=None)
-    own, base = (the(evidence("pruning"), **on_cpu(name), variant=one) for one in ("weights_80", BASE))
+    name, (own, base) = variants_of(evidence, "pruning", "weights_80", BASE)
     names = "pruned, global unstructured magnitude", "baseline"
     size, times = (ratio(EDGE, "edge", metric, *names) for metric in ("model_size", "throughput"))
     left = 100 * own["metrics"]["size_mb"] / base["metrics"]["size_mb"]
@@ -92,11 +98,9 @@ def zeros(evidence: Evidence) -> Finding:
 
 def cut_and_int8(evidence: Evidence) -> Finding:
     """What half of the heads and neurons cut, and 8 bits, cost in speed and answers, as their source has it."""
-    found = of(evidence("pruning"), task=TASK, device=None)
-    name = judged_by(found)
-    own = the(found, model=name, variant=CUT_EIGHT)
-    times = rate("one row: times as fast", None, own, whose=MODELS[name], sign=-1)
-    return Finding([times, kept(found, name, CUT_EIGHT, "8-bit, 50%", "CPU Xeon")], [own, of_base(found, name)])
+    name, used = variants_of(evidence, "pruning", "taylor_50_int8", BASE)
+    times = rate("one row: times as fast", None, used[0], whose=MODELS[name], sign=-1)
+    return Finding([times, kept(name, *used, "8-bit, 50%", "CPU Xeon")], used)
 
 
 def int8_at_full_size(evidence: Evidence) -> Finding:
@@ -122,9 +126,7 @@ def int8_loss(evidence: Evidence) -> Finding:
 
 def beside_int8(evidence: Evidence) -> Finding:
     """What zeros add to the speed of int8."""
-    found = of(evidence("pruning"), task=TASK, device=None)
-    name = judged_by(found)
-    own, base = (the(found, model=name, variant=one) for one in ("weights_80_int8", EIGHT))
+    name, (own, base) = variants_of(evidence, "pruning", "weights_80_int8", EIGHT)
     one, other = own["metrics"], base["metrics"]
     ends = [one[f"{AS_FAST}{a}"] / other[f"{AS_FAST}{b}"] for a, b in (("", ""), ("_low", "_high"), ("_high", "_low"))]
     what = "80% of weights zero, in int8: times as fast as int8 alone"
@@ -139,10 +141,8 @@ def exported(evidence: Evidence) -> Finding:
     found = of(evidence("edge"), head="masked_lm", threads=1)
     used = [the(found, variant=name, format=kind) for kind in ("ort", "onnx") for name in (EIGHT, BASE)]
     left = 100 * used[0]["metrics"]["size_mb"] / used[1]["metrics"]["size_mb"]
-    ours, paper = (
-        tradeoffs.exported_shares(found, "masked_lm", 1).loc[EIGHT],
-        tradeoffs.published_on_android().loc["int8"],
-    )
+    ours = tradeoffs.exported_shares(found, "masked_lm", 1).loc[EIGHT]
+    paper = tradeoffs.published_on_android().loc["int8"]
     size = counted("size, vocabulary stored twice, left (%)", 100 * float(paper["size"]), 100, left)
     ends = [100 * ours["latency"], *sorted(100 * ours[f"latency{end}"] for end in ("_low", "_high"))]
     return Finding([size, Part("latency of one row, left (%)", 100 * float(paper["latency"]), 100, *ends, TIMED)], used)
@@ -150,13 +150,12 @@ def exported(evidence: Evidence) -> Finding:
 
 def bits_on_gpu(evidence: Evidence, variant: str, bits: str, answers: bool = False) -> Finding:
     """A few bits on a GPU, one row: the speed, and the answers where the claim is about them."""
-    found = of(evidence("quantization"), task=TASK, device="cuda")
-    name = judged_by(found)
-    own, models = the(found, model=name, variant=variant), [f"DistilBERT {one}" for one in ("fp32, 0%", f"{bits}, 0%")]
-    claimed = ratio(MSC, "findings", "latency", *(f"{one} structured pruning" for one in models), setup="T4")
-    parts = [rate("one row: times as fast", claimed, own, whose=MODELS[name])]
-    parts += [kept(found, name, variant, f"{bits}, 0%", "T4")] if answers else []
-    return Finding(parts, [own, of_base(found, name)])
+    name, used = variants_of(evidence, "quantization", variant, BASE, device="cuda")
+    models = [f"DistilBERT {one}, 0% structured pruning" for one in ("fp32", bits)]
+    claimed = ratio(MSC, "findings", "latency", *models, setup="T4")
+    parts = [rate("one row: times as fast", claimed, used[0], whose=MODELS[name])]
+    parts += [kept(name, *used, f"{bits}, 0%", "T4")] if answers else []
+    return Finding(parts, used)
 
 
 def throughput(evidence: Evidence) -> Finding:
@@ -165,24 +164,12 @@ def throughput(evidence: Evidence) -> Finding:
     names = [name for name in comparison.SUBJECTS if f"times_as_fast_{name}_int8" in own["metrics"]]
     if not names:
         raise Missing
-    metric, claimed = (
-        f"times_as_fast_{names[0]}_int8",
-        1 + printed(WIKI, "takeaways", "throughput_gain", "8-bit")[0] / 100,
-    )
+    (gain,) = printed(WIKI, "takeaways", "throughput_gain", "8-bit")
+    metric, claimed = f"times_as_fast_{names[0]}_int8", 1 + gain / 100
     return Finding([rate("reading in LLM.int8: times as fast", claimed, own, metric, MODELS[names[0]])], [own])
 
 
 # --- numbers of answers
-
-
-def on_cpu(model: str) -> dict:
-    """The values of a unit that was measured on the processor."""
-    return {"task": TASK, "model": model, "device": None}
-
-
-def of_base(found: Sequence[dict], name: str) -> dict:
-    """A model's record in fp32."""
-    return the(found, model=name, variant=BASE)
 
 
 def paired(part: Part, answers: tuple, one: str, other: str, guess: float | None = None) -> Part:
@@ -206,11 +193,11 @@ def paired(part: Part, answers: tuple, one: str, other: str, guess: float | None
     return part._replace(ours=float(ours), low=low, high=high, basis=basis)
 
 
-def kept(found: Sequence[dict], name: str, variant: str, bits: str, setup: str) -> Part:
+def kept(name: str, own: dict, base: dict, bits: str, setup: str) -> Part:
     """Of fp32's lead over guessing on SST-2, what a variant keeps; `bits`: what the published one has, and is cut."""
-    own = {one: the(found, model=name, variant=one) for one in (variant, BASE)}
-    runs = {one: unpack(record["details"]["predictions"])[None] for one, record in own.items()}
-    truth = unpack(own[BASE]["details"]["references"])
+    variant = own["unit"]["variant"]
+    runs = {one["unit"]["variant"]: unpack(one["details"]["predictions"])[None] for one in (own, base)}
+    truth = unpack(base["details"]["references"])
     names = [f"DistilBERT {one} structured pruning" for one in (bits, "fp32, 0%")]
     few, whole = (score / 100 for score in printed(MSC, "findings", "accuracy", *names, setup=setup))
     guess, what = metrics.by_guessing(TASK, truth), "SST-2: kept of fp32's lead over guessing (%)"
@@ -221,10 +208,8 @@ def kept(found: Sequence[dict], name: str, variant: str, bits: str, setup: str) 
 
 def int8_answers(evidence: Evidence) -> Finding:
     """What PyTorch's dynamic int8 keeps on the processor of fp32's lead over guessing."""
-    found = of(evidence("quantization"), task=TASK, device=None)
-    name = judged_by(found)
-    used = [the(found, model=name, variant="torch_int8"), of_base(found, name)]
-    return Finding([kept(found, name, "torch_int8", "8-bit, 0%", "CPU Xeon")], used)
+    name, used = variants_of(evidence, "quantization", "torch_int8", BASE)
+    return Finding([kept(name, *used, "8-bit, 0%", "CPU Xeon")], used)
 
 
 def behind(evidence: Evidence, experiment: str, score: str) -> Finding:
@@ -306,10 +291,8 @@ def ablated(evidence: Evidence, *names: str) -> tuple[Comparison, str]:
     made = Comparison([r for r in found if r["unit"]["model"] in own and r["unit"]["task"] in tasks])
     if set(made.models) != set(own):
         raise Missing
-    return (
-        made,
-        f"{len(made.seeds(made.tasks[0], 'student'))} fine-tuning seeds, one pretraining, {len(made.tasks)} tasks",
-    )
+    seeds = len(made.seeds(made.tasks[0], "student"))
+    return made, f"{seeds} fine-tuning seeds, one pretraining, {len(made.tasks)} tasks"
 
 
 def changed(evidence: Evidence, stage: str) -> Finding:

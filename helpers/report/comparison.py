@@ -99,23 +99,6 @@ class Comparison:
         found = [record for name in self.models for record in self.cells[task, name]]
         return runs_of(found), unpack(found[0]["details"]["references"])
 
-    def gaps_table(self, one: str, others: Sequence[str]) -> pd.DataFrame:
-        """By how many points `one` is ahead of each of the others, with the p-value of a paired test.
-
-        A star: clear although so many were looked at (Holm, over all of the table).
-        """
-        gaps = {(task, other): self.gap(task, one, other) for task in self.tasks for other in others}
-        clear, columns = metrics.holm({key: p for key, (_, p) in gaps.items()}, SURE), []
-
-        def p_value(task: str, other: str) -> str:
-            return metrics.written(gaps[task, other][1], 2 * self.replicates) + "*" * ((task, other) in clear)
-
-        for other in others:
-            points = {task: gaps[task, other][0] for task in self.tasks}
-            columns.append(Column(f"{MODELS[one]} − {MODELS[other]} (points)", points.get, "{:+z.1f}", 100))
-            columns.append(Column(f"p, against the {MODELS[other]}", partial(p_value, other=other)))
-        return tables.build(self.tasks, columns, str, "task")
-
 
 @functools.lru_cache(1000)  # the same models are compared in several ways
 def _drawn(task: str, model: str, lines: Sequence[str], references: str, replicates: int) -> np.ndarray:

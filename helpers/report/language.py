@@ -1,6 +1,6 @@
-"""Notebook 05's records side by side: perplexities by model and stage, what changes from one to another, in words."""
+"""Notebook 05's records side by side: its stages and texts, what changes from one to another, what was published."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +9,6 @@ import pandas as pd
 from ..measure import metrics
 from ..measure.records import of, unpack
 from . import tables
-from .tables import MODELS, Column
 
 STAGES = {
     "base": "as pretrained",
@@ -22,9 +21,6 @@ STAGES = {
 TEXTS = {"wikitext": "WikiText-2", "gsm8k_questions": "GSM8K, questions", "gsm8k_answers": "GSM8K, with answers"}
 BENCHMARK = "wikitext-gsm8k-benchmark"
 BENCHMARK_STAGES = {"base": "base", "int8": "8-bit", "wikitext": "fine-tuned on wikitext"}
-PUBLISHED, MEANS = "published, DistilBERT", "mean of batches' perplexities"  # rows beside the ways of scoring
-ENDS = ("", "_low", "_high")
-WIDE = "{:,.1f} ({:,.1f} to {:,.1f})"  # a perplexity with the ends of its interval
 
 
 def grid(found: Sequence[dict]) -> list[dict]:
@@ -63,35 +59,6 @@ def change(found: Sequence[dict], model: str, text: str, stage: str) -> Change |
     low, high = metrics.mean_interval(rest[counts > 0], counts[counts > 0])
     draws = np.array([record["details"]["draws"] for record in new]) - old[0]["details"]["draws"]
     return Change(rest.sum() / counts.sum(), low, high, float(draws.std(ddof=1)) if draws.size > 1 else None)
-
-
-def has_read(record: dict) -> str:
-    """Whether the record's model has been trained on WikiText-2."""
-    ours = any(model["weights"] == "ours" for model in record["provenance"]["models"])
-    tuned = record["unit"]["stage"].startswith("wikitext")
-    return "yes, again" if ours and tuned else "yes" if ours or tuned else "Wikipedia at large"
-
-
-def mean_of(found: Sequence[dict], metric: str) -> float:
-    """The mean over seeds; of a perplexity, that of its logarithm, exponentiated."""
-    values = np.array([record["metrics"][metric] for record in found])
-    return float(np.exp(np.log(values).mean()) if "perplexity" in metric else values.mean())
-
-
-def interval(metric: str, **unit) -> Callable[[list[dict]], tuple[float, ...] | None]:
-    """Of the records of some seeds, the mean of a metric and of its ends, for a column; None without records."""
-    return lambda own: tuple(mean_of(of(own, **unit), metric + end) for end in ENDS) if of(own, **unit) else None
-
-
-def by_stage(found: Sequence[dict], columns: Sequence[Column]) -> pd.DataFrame:
-    """A row a model and stage of which there are records, from the list of these."""
-    groups = [of(found, model=model, stage=stage) for model in MODELS for stage in STAGES]
-    return tables.build(filter(None, groups), columns, lambda own: called(**own[0]["unit"]), "model")
-
-
-def called(model: str, stage: str, **_) -> str:
-    """What a model is called at a stage."""
-    return f"{MODELS[model]}, {STAGES[stage]}"
 
 
 def printed(metric: str = "loss", stage: str = "base") -> pd.Series:

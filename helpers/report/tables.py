@@ -26,7 +26,7 @@ class Column(NamedTuple):
 
     header: with the unit. value: a metric's name, or what makes a number, a text, a tuple or None (–) of a row. form:
     how a number, or a tuple's members, are written. scale: what a number is multiplied by. best: which end is the
-    better one, min or max, for `summary`.
+    better one, min or max.
     """
 
     header: str
@@ -139,29 +139,6 @@ def published_beside(source: str, table: str, models: str) -> pd.DataFrame:
     made = named.pivot_table(index="row", columns="column", values="value", aggfunc="first", sort=False)
     notes = named.dropna(subset="note").groupby("row").note.agg(lambda own: "; ".join(dict.fromkeys(own)))
     return made.assign(note=notes).fillna(NOTHING).rename_axis("published")
-
-
-def summary(found: Sequence[dict], metrics: Sequence[str]) -> pd.DataFrame:
-    """Records of several models and seeds as one row a model: the mean, ± the standard deviation over seeds, and n.
-
-    A metric that a model doesn't have is shown as –; the best mean of a column is bold, the teacher's left out of it.
-    """
-    own = {name: records.of(found, model=name) for name in MODELS}
-    own = {name: group for name, group in own.items() if group}
-    columns = [COLUMNS[name] for name in metrics if any(name in record["metrics"] for record in found)]
-    over_seeds = [Column(c.header, lambda name, c=c: cell(_values(own[name], c.value), c)) for c in columns]
-    table = build(own, [*over_seeds, Column("n", lambda name: len(own[name]), "{}")], MODELS.get, "model")
-    for column in columns:
-        means = {name: _values(group, column.value).mean() for name, group in own.items() if name != "teacher"}
-        rivals = {name: mean for name, mean in means.items() if mean == mean}
-        if column.best and len(set(rivals.values())) > 1:
-            best = MODELS[column.best(rivals, key=rivals.get)]
-            table.loc[best, column.header] = f"**{table.loc[best, column.header]}**"
-    return table
-
-
-def _values(found: Sequence[dict], metric: str) -> pd.Series:
-    return pd.Series([r["metrics"][metric] for r in found if metric in r["metrics"]], dtype=float)
 
 
 def cell(values: pd.Series, column: Column) -> str:

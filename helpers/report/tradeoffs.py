@@ -6,11 +6,10 @@ import numpy as np
 import pandas as pd
 
 from ..compression import variants
-from ..compression.variants import BASE, FORMATS, INT8, TASK
+from ..compression.variants import BASE
 from ..measure import metrics, records
-from ..measure.records import Evidence, of, unpack
+from ..measure.records import of, unpack
 from . import comparison, tables
-from .comparison import subject
 from .tables import INTERVAL, Column, ends
 
 NEAR = 1.0  # points: what a variant may lose and still be advised
@@ -18,7 +17,6 @@ HARDLY = 3.0  # points: no more than this above knowing nothing
 SCORE, SIZE = Column("score (%)", "score", "{:.1f}", 100), Column("size (MB)", "size_mb")
 AGAINST = "against the whole model, trained as long (points)"
 TIMES = "latency_times_as_fast"  # as fp32, for one row
-EXPORTED_TIMES = Column("times as fast", ends("latency_times_as_fast"), INTERVAL)
 OPTIONAL = ("… on the GPU (MB)", "cold start, of it imports (s)")  # columns that are left out where nothing is in them
 
 
@@ -64,7 +62,8 @@ def _p(record: dict, reference: dict) -> str:
     return metrics.written(p_value(record, reference))
 
 
-def _points(record: dict, reference: dict) -> float:
+def points(record: dict, reference: dict) -> float:
+    """By how much the record's score is ahead of the other's."""
     return 100 * (record["metrics"]["score"] - reference["metrics"]["score"])
 
 
@@ -93,7 +92,7 @@ def table(found: Sequence[dict], task: str, model: str, missing: dict[str, str])
     columns = [
         SCORE,
         Column("agrees with fp32 (%)", "agreement", "{:.1f}", 100),
-        Column(AGAINST, beside(_points), "{:+z.1f}"),
+        Column(AGAINST, beside(points), "{:+z.1f}"),
         Column("p", beside(_p)),
         SIZE,
         Column("weights in memory (MB)", "footprint_mb"),
@@ -189,7 +188,7 @@ def in_words(found: Sequence[dict], task: str, model: str) -> str:
     base, batch, says = by_name.pop(BASE), "throughput_times_as_fast", []
     whole, rest = base["metrics"], frame(list(by_name.values()))
     rivals = {name: rival(record, [base, *by_name.values()]) for name, record in by_name.items()}
-    rest["points"] = [_points(record, rivals[name]) for name, record in by_name.items()]
+    rest["points"] = [points(record, rivals[name]) for name, record in by_name.items()]
     best = {metric: rest.loc[rest[metric].idxmax()] for metric in (TIMES, batch)}
     smallest = rest.loc[rest.size_mb.idxmin()]
     for what, row, gain in (
@@ -224,29 +223,7 @@ def in_words(found: Sequence[dict], task: str, model: str) -> str:
     return "\n".join(says)
 
 
-def points(evidence: Evidence) -> pd.DataFrame:
-    """A row a variant of DistilBERT on SST-2, of 06 and 07, as `frame` gives them; what both have, once.
-
-    `points`: against the whole model, trained as long. `trained`: whether it was trained again.
-    """
-    every = [of(evidence(name), task=TASK, device=None) for name in ("quantization", "pruning")]
-    chosen = of([*every[1], *every[0]], model=subject(every[0] or every[1]))
-    found = {record["unit"]["variant"]: record for record in chosen}
-    found.pop(f"{BASE}_{INT8}", None)
-    made = frame(list(found.values()))
-    if BASE not in found:
-        return made[:0]
-    every = list(found.values())
-    own = [_points(record, rival(record, every)) for record in every]
-    return made.assign(points=own, trained=[variants.parse(name).recovered for name in found])
-
-
 # --- exported for a phone, of notebook 09
-
-
-def exported_label(record: dict) -> str:
-    """What was done to the model, and the format that it is in."""
-    return f"{variants.parse(record['unit']['variant']).label} ({FORMATS[record['unit']['format']]})"
 
 
 def exported_shares(found: Sequence[dict], head: str, threads: int) -> pd.DataFrame:

@@ -158,8 +158,9 @@ def test_the_second_distillation_learns_from_the_fine_tuned_teacher(graded):
     assert by_model["student_d"]["settings"]["start"] == by_model["student"]["settings"]["start"]
 
 
-def test_padding_is_tried_in_one_run(load, pretrained):
-    (record,) = load(glue.PaddingTrial, pretrained).run()
+def test_padding_is_tried_in_one_run(load, pretrained, page):
+    _, trial = page("02_glue", "both_ways", "PaddingTrial")
+    (record,) = load(trial, pretrained).run()
     assert {name: len(seconds) for name, seconds in record["details"]["seconds"].items()} == {"ours": 3, "padded": 3}
     times = record["metrics"]
     assert times["times_as_fast_low"] <= times["times_as_fast"] <= times["times_as_fast_high"]

@@ -11,14 +11,14 @@ from helpers.experiments import compression, edge, glue, perplexity, pretraining
 from helpers.measure import records
 
 
-def settings_of(profile: profiles.Profile, space: records.Workspace, units: dict[str, list[dict]], emulated: type):
+def settings_of(profile: profiles.Profile, space: records.Workspace, units: dict[str, list[dict]], page):
     """A function of a record's experiment and unit: the settings that the code gives it today."""
     stages, pretrained = perplexity.Stages(profile, space), pretraining.Pretraining(profile, space)
     ways = {unit["mistake"]: dict for unit in units["perplexity"] if "mistake" in unit}
     own = {
         "distillation": pretrained,
         "speed": speed.Speed(profile, space),
-        "speed padding": glue.PaddingTrial(profile, space),
+        "speed padding": page("02_glue", "PaddingTrial")[0](profile, space),
         "speed stages": perplexity.Throughput(stages),
         "speed scoring": perplexity.Scoring(stages),
         "perplexity": stages,
@@ -31,6 +31,7 @@ def settings_of(profile: profiles.Profile, space: records.Workspace, units: dict
         "squad": squad.Squad(profile, space),
         "edge": edge.Deployed(profile, space),
     }
+    emulated = page("09_edge", "why_not_arm64", "Emulated")[1]
     emulated.settings.__globals__["experiment"] = own["edge"]  # as on notebook 09's page
     own["arm64"] = emulated(profile, space)
     for name in ("quantization", "pruning"):
@@ -71,8 +72,7 @@ def test_every_committed_record_is_found_again_by_its_settings(monkeypatch, tmp_
     (tmp_path / "results").mkdir()
     (tmp_path / "results/laptop").symlink_to(ROOT / "results/laptop")
     profile = profiles.load("laptop")
-    emulated = page("09_edge", "why_not_arm64", "Emulated")[1]
-    today, lost = settings_of(profile, records.Workspace(profile, str(tmp_path)), units, emulated), []
+    today, lost = settings_of(profile, records.Workspace(profile, str(tmp_path)), units, page), []
     for path, record in found.items():
         if record["experiment"] == "trivial":  # its experiment is on notebook 04's page
             continue
@@ -116,7 +116,7 @@ def test_a_folder_of_ones_own_is_known_by_what_is_in_it(asked, tmp_path):
 
 
 @pytest.mark.parametrize("which", ["padding", "throughput", "scoring", "edge", "fullsize", "speed"])
-def test_another_processor_of_the_same_name_is_another_setting_a6(monkeypatch, tmp_path, which):
+def test_another_processor_of_the_same_name_is_another_setting_a6(monkeypatch, tmp_path, which, page):
     """Point A6.2: "AMD EPYC" is the name of at least three machines."""
     profile = profiles.load("mini")
     space = records.Workspace(profile, str(tmp_path))
@@ -124,7 +124,7 @@ def test_another_processor_of_the_same_name_is_another_setting_a6(monkeypatch, t
     monkeypatch.setattr(glue.Downstream, "finetuned_hash", lambda *_: "w")
     stages = perplexity.Stages(profile, space)
     experiment = {
-        "padding": lambda: glue.PaddingTrial(profile, space),
+        "padding": lambda: page("02_glue", "PaddingTrial")[0](profile, space),
         "throughput": lambda: perplexity.Throughput(stages),
         "scoring": lambda: perplexity.Scoring(stages),
         "edge": lambda: edge.Deployed(profile, space),

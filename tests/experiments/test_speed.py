@@ -21,6 +21,19 @@ pytestmark = pytest.mark.alone
 OWN = {"speed.lengths": [8], "speed.length": 16, "speed.batches": [3], "speed.depth_lengths": [8], "speed.rows": 12}
 
 
+@pytest.fixture
+def ways(page) -> dict:
+    """How notebook 08 measures, by the key that marks a unit."""
+    wanted = {"length": "latency", "text": "one_pass", "depth": "layer_by_layer", "alone": "processes"}
+    return dict(
+        zip(
+            wanted,
+            page("08_speed_and_size", *wanted.values(), "inputs", "ask", "asking", "sizes", "flops"),
+            strict=False,
+        )
+    )
+
+
 def made(store, **own) -> speed.Speed:
     profile = profiles.load("mini", OWN | own)
     return speed.Speed(profile, records.Workspace(profile, str(store)))
@@ -33,14 +46,15 @@ def test_full_sizes_are_the_papers():
 
 
 @pytest.mark.parametrize("kind", [BertConfig, DistilBertConfig])
-def test_arithmetic_is_as_torch_counts_it(kind):
+def test_arithmetic_is_as_torch_counts_it(kind, page):
+    (flops,) = page("08_speed_and_size", "flops")
     shape = {"vocab_size": 50, "hidden_size": 32, "dim": 32, "num_attention_heads": 4, "n_heads": 4}
     shape |= {"intermediate_size": 96, "hidden_dim": 96, "num_hidden_layers": 3, "n_layers": 3}
     config = kind(**{name: value for name, value in shape.items() if name in kind().to_dict()}, num_labels=1)
     model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(input_ids=torch.ones(2, 7, dtype=torch.int64))
-    assert speed.flops(config, 2, 7) == counter.get_total_flops()
+    assert flops(config, 2, 7) == counter.get_total_flops()
 
 
 def test_units_cover_what_the_profile_asks_for(tmp_path):
@@ -87,8 +101,9 @@ def test_settings_hold_what_the_numbers_depend_on(tmp_path, key, value, kinds):
     assert changed - {"pair", "threads"} == kinds
 
 
-def test_every_unit_is_measured(tmp_path, monkeypatch):
+def test_every_unit_is_measured(tmp_path, monkeypatch, ways):
     experiment = made(tmp_path, **{"speed.depths": [1, 2]})
+    experiment.ways = ways
     before, seen = torch.get_num_threads(), {}
     for name in ("seconds", "interleaved"):
         real = getattr(timing, name)
@@ -112,9 +127,11 @@ def test_every_unit_is_measured(tmp_path, monkeypatch):
         if "length" in unit:
             assert list(details["seconds"]) == ["large", "product", "small"]
             assert len(details["seconds"]["small"]) >= experiment.profile.timing.least_runs
-            arithmetic = speed.flops(experiment.configurations["own"][0], unit["batch"], unit["length"])
+            arithmetic = ways["length"].__globals__["flops"](
+                experiment.configurations["own"][0], unit["batch"], unit["length"]
+            )
             assert scores["large_gflops"] == pytest.approx(arithmetic / 1e6 / scores["large_latency_p50_ms"])
-            product = 2e-9 * speed.PRODUCT**3 / np.median(details["seconds"]["product"])
+            product = 2e-9 * speed.PRODUCTS["cpu"] ** 3 / np.median(details["seconds"]["product"])
             assert scores["product_gflops"] == pytest.approx(product, rel=1e-3)
             rows_a_second = 1e3 * unit["batch"] / scores["small_latency_p50_ms"]
             assert scores["small_samples_per_s"] == pytest.approx(rows_a_second)
@@ -132,10 +149,11 @@ def test_every_unit_is_measured(tmp_path, monkeypatch):
     assert torch.get_num_threads() == before
 
 
-def test_time_by_depth_is_a_constant_and_so_much_a_layer(tmp_path, monkeypatch):
+def test_time_by_depth_is_a_constant_and_so_much_a_layer(tmp_path, monkeypatch, ways):
     experiment = made(tmp_path, **{"speed.depths": [1, 2, 4]})
-    asked = []
-    monkeypatch.setattr(speed, "_ask", lambda model, inputs: asked.append(len(model.base_model.encoder.layer)))
+    experiment.ways, asked = ways, []
+    layers = lambda model, _: asked.append(len(model.base_model.encoder.layer))  # noqa: E731
+    monkeypatch.setitem(ways["depth"].__globals__, "ask", layers)
 
     def seconds(runs, rules):
         for run in runs.values():

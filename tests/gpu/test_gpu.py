@@ -177,7 +177,7 @@ def test_the_series_runs_on_the_gpu(tmp_path):
     assert any(record["unit"].get("device") == "cuda" for record in found)
 
 
-def test_records_of_this_gpu():
+def test_records_of_this_gpu(page):
     """BERT-base against DistilBERT at full size on this GPU: kept in results/gpu-<name>/."""
     lengths, batches = [8, 16, 32, 64, 128, 256, 512], [2, 4, 8, 16, 32, 64]
     asked = {"device": "cuda", "speed.full_size": True, "speed.lengths": lengths, "speed.batches": batches}
@@ -185,6 +185,7 @@ def test_records_of_this_gpu():
     name = f"gpu-{torch.cuda.get_device_name(0).replace(' ', '-').lower()}"
     space = records.Workspace(profile, name=name)
     experiment = speed.Speed(profile, space)
+    experiment.ways = {"length": page("08_speed_and_size", "latency", "inputs", "ask", "asking", "flops")[0]}
     units = [unit for unit in experiment.units if unit.get("device") == "cuda" and unit["pair"] == "full"]
     found = experiment.run(units)
     assert len(found) == len(units) and all(math.isfinite(record["metrics"]["times_as_fast"]) for record in found)

@@ -10,7 +10,7 @@ from sklearn import metrics as sklearn
 from helpers import ROOT, profiles
 from helpers.measure import metrics, records
 from helpers.measure.records import pack
-from helpers.report import claims, tables, tradeoffs
+from helpers.report import claims, tables
 from helpers.report.comparison import HOLDS, IN_PART, NOT, UNDECIDED, UNMEASURED, Finding, Part
 
 
@@ -106,7 +106,7 @@ def answered(page, evidence: records.Evidence, judged: claims.Judged) -> list[tu
     """What notebook 10 answers to a stranger's three questions, with the answers' numbers."""
     _, int8_or_pruning, is_it_97, gain_by_teaching = page("10_report", "bought", *ANSWERS)
     (whole,) = [finding for claim, finding in judged if claim.name == "glue"]
-    return [int8_or_pruning(tradeoffs.points(evidence)), is_it_97(whole), gain_by_teaching(evidence)]
+    return [int8_or_pruning(page("10_report", "points_of")[0](evidence)), is_it_97(whole), gain_by_teaching(evidence)]
 
 
 def test_without_records_every_claim_says_what_it_needs(evidence, page):
@@ -117,7 +117,7 @@ def test_without_records_every_claim_says_what_it_needs(evidence, page):
     assert (made.published == "–").all(), "nothing is filled in"
     assert answered(page, evidence, judged) == [(tables.MISSING, {})] * 3
     advice, trust = page("10_report", "advice", "trust")
-    assert advice(tradeoffs.points(evidence)).empty and trust([], set()).empty
+    assert advice(page("10_report", "points_of")[0](evidence)).empty and trust([], set()).empty
 
 
 def test_the_newest_record_of_a_unit_counts_and_a_damaged_one_is_named(evidence):
@@ -213,7 +213,7 @@ def test_a_gpu_beside_the_processor_is_no_second_record_a4(evidence, page):
     variant(evidence.space.records, "released", "onnx_int8_embeddings", 3.0, 10, "quantization")
     variant(evidence.space.records, "released", "fp32", 1.0, 10, "quantization")
     _, answer, advice = page("10_report", "bought", "int8_or_pruning", "advice")
-    points = tradeoffs.points(evidence)
+    points = page("10_report", "points_of")[0](evidence)
     assert points.latency_times_as_fast.max() == 4.0 and set(points.model) == {"released"}
     assert "4.0 times as fast" in answer(points)[0] and len(advice(points)) > 3
 
@@ -388,7 +388,7 @@ def test_where_the_released_model_was_measured_it_is_judged_a3(tmp_path, page):
             assert found.parts and all("released DistilBERT" in part.basis for part in found.parts), claim.name
         assert found.verdict != UNMEASURED or claim.hardware == "a phone" or claim.name == "rate", claim.name
     assert not claims.ledger(judged).ours.str.contains("run 0").any()
-    assert set(tradeoffs.points(evidence).model) == {"released"}
+    assert set(page("10_report", "points_of")[0](evidence).model) == {"released"}
     assert all(text != tables.MISSING for text, _ in answered(page, evidence, judged))
 
 
@@ -399,7 +399,8 @@ def test_like_is_compared_with_like_b3():
 
 
 def test_advice_is_among_those_that_lose_no_more_than_a_point(page):
-    points, (advice,) = tradeoffs.points(committed()), page("10_report", "advice")
+    advice, points_of = page("10_report", "advice", "points_of")
+    points = points_of(committed())
     made = advice(points)
     assert (made.points.astype(float) > -1.05).all()
     near = points[points.points > -1]

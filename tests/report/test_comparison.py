@@ -119,9 +119,10 @@ def test_a_permutation_test_is_the_sign_test_where_one_answer_is_right_or_wrong(
     assert metrics.permutation_test(one, other, truth, metrics.share_equal) == pytest.approx(exact, abs=0.012)
 
 
-def test_many_gaps_need_smaller_p_values_b8(grid):
+def test_many_gaps_need_smaller_p_values_b8(grid, page):
     """Point B8: 02's table looked at 18 differences and corrected none."""
-    made = comparison.Comparison(grid).gaps_table("student", ["teacher", "twin"])
+    (gaps_table,) = page("02_glue", "gaps_table")
+    made = gaps_table(comparison.Comparison(grid), "student", ["teacher", "twin"])
     assert made.loc["sst2", "p, against the teacher"].endswith("*")
     assert not made["p, against the twin, undistilled"].str.endswith("*").any()
 

@@ -118,7 +118,7 @@ def found() -> list[dict]:
 
 
 def test_tables_follow_the_records(found, page):
-    exported_table, exported_answers = page("09_edge", "exported_table", "exported_answers")
+    exported_table, exported_answers, _ = page("09_edge", "exported_table", "exported_answers", "in_format")
     table = exported_table(found, "sst2", 1)
     assert list(table.index[:2]) == ["whole model (ONNX)", "whole model (ORT)"]
     both = table.loc["50% of heads and neurons cut (Taylor), int8 (ORT)"]
