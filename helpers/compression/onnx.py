@@ -16,12 +16,12 @@ from transformers import PreTrainedModel
 
 from .. import InputError
 from ..measure import records
+from ..models import checkpoints
 from ..models.checkpoints import quiet
 from . import pruning, quantization, runtimes
 
 if TYPE_CHECKING:
     import onnx
-    import onnx_ir
 
 OPSET = 20
 CALIBRATION_ROWS = 300  # NNCF's own default
@@ -50,9 +50,10 @@ def export(model: PreTrainedModel, tokenizer_from: Path, folder: Path, hidden: b
     of it. InputError if it cannot be.
     """
     model = model.eval()
-    inputs = ["input_ids", "attention_mask"] + (["token_type_ids"] if model.config.model_type == "bert" else [])
+    inputs = ["input_ids", "attention_mask"]
+    inputs += ["token_type_ids"] if getattr(model.config, "type_vocab_size", 0) > 1 else []
     example = tuple(torch.ones(2, 16, dtype=torch.int64) for _ in inputs)
-    length = torch.export.Dim("length", max=model.config.max_position_embeddings)
+    length = torch.export.Dim("length", max=checkpoints.longest(model.config))
     free = {0: torch.export.Dim("batch"), 1: length}
 
     with pruning.written(folder, tokenizer_from) as building, warnings.catch_warnings(), quiet("torch.onnx"):
@@ -67,16 +68,16 @@ def export(model: PreTrainedModel, tokenizer_from: Path, folder: Path, hidden: b
             dynamic_shapes=tuple(free for _ in inputs),
             verbose=False,
         )
-        _forget_where(program.model)
+        _forget_where(program)
         program.save(building / "model.onnx", external_data=False)
         quantization.note("onnx_fp32", building)
 
 
-def _forget_where(model: "onnx_ir.Model") -> None:
+def _forget_where(program: torch.onnx.ONNXProgram) -> None:
     """Take out what the exporter notes for its own debugging: lines of code with the paths of this machine."""
-    graph = model.graph
+    graph = program.model.graph
     values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
-    for noted in (model, graph, *graph, *values):
+    for noted in (program.model, graph, *graph, *values):
         noted.metadata_props.clear()
 
 

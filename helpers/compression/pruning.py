@@ -4,20 +4,21 @@ Only what is cut out makes a model smaller and faster; zeros inside a matrix are
 """
 
 import contextlib
+import copy
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils import prune
-from transformers import AutoConfig, PreTrainedModel, TrainerCallback
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from .. import InputError
 from ..models import checkpoints  # and no more: who loads a model imports this, and that is timed
@@ -25,7 +26,7 @@ from ..models import checkpoints  # and no more: who loads a model imports this,
 PARTS = ("query", "key", "value", "output", "up", "down")  # of a layer: its matrices
 ATTENTION = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
 NAMES = {  # of the parts, by architecture
-    "bert": (*ATTENTION, "intermediate.dense", "output.dense"),
+    **dict.fromkeys(("bert", "roberta", "electra"), (*ATTENTION, "intermediate.dense", "output.dense")),
     "distilbert": (*(f"attention.{part}_lin" for part in "qkv"), "attention.out_lin", "ffn.lin1", "ffn.lin2"),
 }
 FILE = "pruned.json"
@@ -40,12 +41,16 @@ class Kept(NamedTuple):
 
 
 def layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The model's layers; InputError if it is neither a BERT nor a DistilBERT."""
+    """The model's layers; InputError if its architecture is none of `NAMES`."""
     kind = getattr(model.config, "model_type", None)
     if kind not in NAMES:
-        raise InputError(f"{type(model).__name__} is neither a BERT nor a DistilBERT: its heads are not known here")
-    body = model.base_model
-    return list(body.encoder.layer if kind == "bert" else body.transformer.layer)
+        raise InputError(f"{type(model).__name__} is none of {', '.join(NAMES)}: its heads are not known here")
+    return list(_stack(model).layer)
+
+
+def _stack(model: PreTrainedModel) -> nn.Module:
+    """What holds a model's layers."""
+    return model.base_model.transformer if model.config.model_type == "distilbert" else model.base_model.encoder
 
 
 def matrices(model: PreTrainedModel) -> list[dict[str, nn.Linear]]:
@@ -225,8 +230,7 @@ def drop_layers(model: PreTrainedModel, stay: int) -> list[int]:
 
     found = layers(model)
     chosen = distillation.choose_layers(len(found), stay)
-    parent = model.base_model.encoder if model.config.model_type == "bert" else model.base_model.transformer
-    parent.layer = nn.ModuleList([found[number] for number in chosen])
+    _stack(model).layer = nn.ModuleList([found[number] for number in chosen])
     model.config.num_hidden_layers = stay
     if kept := getattr(model, "kept", None):
         model.kept = Kept(*([own[number] for number in chosen] for own in kept))
@@ -248,6 +252,91 @@ def take_away(
         mask(model, choose(importances("taylor"), amount / 100))
     else:
         cut(model, choose(importances(cut_by), amount / 100))
+
+
+def pieces_of(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], commonest: int = 0) -> list[int]:
+    """The tokens that stay when a vocabulary is trimmed to some texts, ids in their own order.
+
+    What the texts are cut into, special tokens, single characters and their continuations, so that other words still
+    fall into pieces; of the rest the first `commonest`, since vocabularies begin with what is common; and what all of
+    these are merged from, where a tokenizer merges pairs.
+    """
+    vocabulary, described = tokenizer.get_vocab(), json.loads(tokenizer.backend_tokenizer.to_str())
+    used = {token for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"] for token in ids}
+    used |= {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    used |= {token for piece, token in vocabulary.items() if len(piece.removeprefix("##").removeprefix("▁")) <= 1}
+    used |= set(sorted({*vocabulary.values()} - used)[:commonest])
+    made_of = {vocabulary["".join(pair)]: [vocabulary[part] for part in pair] for pair in _merges(described)}
+    left = list(used)
+    while left:
+        new = set(made_of.get(left.pop(), ())) - used
+        used |= new
+        left += new
+    return sorted(used)
+
+
+def _merges(described: dict) -> list[list[str]]:
+    """The pairs that a tokenizer.json merges; none unless it is of byte pairs."""
+    pairs = described["model"].get("merges", ())
+    return [pair.split(" ") if isinstance(pair, str) else list(pair) for pair in pairs]
+
+
+def trim(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stay: list[int]) -> PreTrainedTokenizerBase:
+    """Leave only some tokens in a model's vocabulary, in place: embeddings and masked-LM head; the tokenizer for it.
+
+    A text all of whose pieces stay is cut as before: of byte pairs because what they are merged from stays, too, of
+    others because they take the longest or likeliest piece there is. InputError for a kind of tokenizer that is not
+    known, and if the padding's number would change where positions count from it (RoBERTa).
+    """
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    new, kind = {old: place for place, old in enumerate(stay)}, described["model"]["type"]
+    if kind not in ("WordPiece", "BPE", "Unigram"):
+        raise InputError(f"the vocabulary of a {kind} tokenizer cannot be trimmed here")
+    pad = getattr(model.config, "pad_token_id", None)
+    if model.config.model_type == "roberta" and new.get(pad) != pad:
+        raise InputError(f"positions are counted from the padding's number, {pad}, which would change")
+    vocabulary = described["model"]["vocab"]
+    if kind == "Unigram":
+        described["model"] |= {"vocab": [vocabulary[old] for old in stay if old < len(vocabulary)]}
+        described["model"]["unk_id"] = new[described["model"]["unk_id"]]
+    else:
+        described["model"]["vocab"] = {piece: new[old] for piece, old in vocabulary.items() if old in new}
+        left = described["model"]["vocab"].keys()
+        if kind == "BPE":
+            pairs = [pair for pair in _merges(described) if {*pair, "".join(pair)} <= left]
+            described["model"]["merges"] = pairs
+    for token in described["added_tokens"]:
+        token["id"] = new[token["id"]]
+    described |= {"padding": None, "truncation": None}  # of the caller, and not its own
+    described["post_processor"] = _renumbered(described["post_processor"], new)
+    made = copy.deepcopy(tokenizer)
+    made._tokenizer = type(tokenizer.backend_tokenizer).from_str(json.dumps(described))
+
+    rows = torch.tensor(stay)
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embeddings.weight = nn.Parameter(embeddings.weight.detach()[rows])
+    embeddings.num_embeddings = len(stay)
+    embeddings.padding_idx = new.get(embeddings.padding_idx)
+    if head is not None:
+        head.weight, head.out_features = nn.Parameter(head.weight.detach()[rows]), len(stay)
+        for holder in [module for module in model.modules() if getattr(module, "bias", None) is head.bias]:
+            holder.bias = nn.Parameter(head.bias.detach()[rows])  # some hold it by two names, which are tied below
+    model.config.vocab_size = len(stay)
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id"):
+        if getattr(model.config, name, None) is not None:
+            setattr(model.config, name, new.get(getattr(model.config, name)))
+    model.tie_weights()
+    return made
+
+
+def _renumbered(part: Any, new: dict[int, int]) -> Any:
+    """A part of tokenizer.json with new numbers for tokens: `"ids": [101]`, and pairs as `["[CLS]", 101]`."""
+    if isinstance(part, dict):
+        return {k: [new[i] for i in v] if k == "ids" else _renumbered(v, new) for k, v in part.items()}
+    if isinstance(part, list):
+        pair = len(part) == 2 and isinstance(part[0], str) and isinstance(part[1], int)
+        return [part[0], new[part[1]]] if pair else [_renumbered(one, new) for one in part]
+    return part
 
 
 class KeepZeros(TrainerCallback):

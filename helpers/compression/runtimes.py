@@ -116,7 +116,7 @@ def _torch(folder: Path, threads: int, device: str) -> Runner:
 
     torch.set_num_threads(threads)
     model = quantization.load(folder, torch.device(device))
-    unwanted = {"token_type_ids"} if model.config.model_type == "distilbert" else set()
+    unwanted = {"token_type_ids"} if getattr(model.config, "type_vocab_size", 0) < 2 else set()
 
     @torch.inference_mode()
     def run(inputs: Inputs) -> list[np.ndarray]:

@@ -40,6 +40,7 @@ ONNX = {
 OPENVINO = {"openvino_int8": "int8, calibrated (OpenVINO)"}
 LABELS = TORCH | ONNX | OPENVINO  # of the bits that notebook 06 compares
 INT8 = "int8"  # what follows a cut, as in taylor_50_int8: ONNX Runtime's
+SMALLEST = "int8_embeddings"  # the same with embeddings
 CUTS = {
     "weights": "{}% of weights zero",
     "masked": "{}% of heads and neurons zero (Taylor)",
@@ -70,7 +71,7 @@ NEEDS = {  # packages, by how the name of the bits begins
 TASK, MODEL = "sst2", "student"  # on which, and of which model, most is measured and advised
 HEADS = {TASK: "SST-2", "masked_lm": "masked words"}  # what the student is asked for in notebook 09
 FORMATS = {"onnx": "ONNX", "ort": "ORT"}
-_NAME = re.compile(rf"({BASE}|({'|'.join(CUTS)})_(\d+))(_recovered)?(_{INT8})?")
+_NAME = re.compile(rf"({BASE}|({'|'.join(CUTS)})_(\d+))(_recovered)?(_trimmed)?(?:_({SMALLEST}|{INT8}))?")
 
 
 class Variant(NamedTuple):
@@ -79,15 +80,17 @@ class Variant(NamedTuple):
     cut: str = ""  # what is taken away, of CUTS; nothing
     amount: int = 0  # percent that goes or, of layers, how many stay
     recovered: bool = False  # trained again for a while, the whole model teaching
-    bits: str = BASE  # one of LABELS, or INT8
+    bits: str = BASE  # one of LABELS, or INT8 or SMALLEST
+    trimmed: bool = False  # its vocabulary, to what texts of its task use
 
     @property
     def name(self) -> str:
         """As in records."""
-        if self.bits not in (BASE, INT8):
+        if self.bits in LABELS and self.bits != BASE:
             return self.bits
         start = f"{self.cut}_{self.amount}" if self.cut else BASE
-        return start + "_recovered" * self.recovered + f"_{INT8}" * (self.bits == INT8)
+        start += "_recovered" * self.recovered + "_trimmed" * self.trimmed
+        return start + f"_{self.bits}" * (self.bits != BASE)
 
     @property
     def plain(self) -> "Variant":
@@ -98,7 +101,8 @@ class Variant(NamedTuple):
     def label(self) -> str:
         """In words, as in tables and figures of cuts."""
         start = CUTS[self.cut].format(self.amount) if self.cut else "whole model"
-        return start + ", recovered" * self.recovered + ", int8" * (self.bits == INT8)
+        start += ", recovered" * self.recovered + ", vocabulary trimmed" * self.trimmed
+        return start + {INT8: ", int8", SMALLEST: ", int8 with embeddings"}.get(self.bits, "")
 
 
 def parse(name: str) -> Variant:
@@ -106,10 +110,10 @@ def parse(name: str) -> Variant:
     if name in LABELS:
         return Variant(bits=name)
     if not (found := _NAME.fullmatch(name)):
-        form = f"{BASE} or CUT_AMOUNT, then _recovered, then _int8, with CUT one of {', '.join(CUTS)}"
+        form = f"{BASE} or CUT_AMOUNT, then _recovered, _trimmed, _int8, with CUT one of {', '.join(CUTS)}"
         raise InputError(f"unknown variant {name!r}: expected one of {', '.join(LABELS)}; or {form}")
-    _, cut, amount, recovered, eight = found.groups()
-    return Variant(cut or "", int(amount or 0), bool(recovered), INT8 if eight else BASE)
+    _, cut, amount, recovered, trimmed, bits = found.groups()
+    return Variant(cut or "", int(amount or 0), bool(recovered), bits or BASE, bool(trimmed))
 
 
 def asked(profile: "Profile", name: str) -> list[Variant]:
@@ -143,7 +147,7 @@ def label(name: str) -> str:
 def family(name: str) -> str:
     """The technique that a variant belongs to; each has its colour in the figures."""
     variant = parse(name)
-    if variant.bits == INT8:
+    if variant.bits in (INT8, SMALLEST):
         return "pruned, and int8" if variant.cut else FAMILIES["onnx"]
     return FAMILIES[name.split("_")[0]]
 
@@ -174,7 +178,7 @@ class Source:
     A subclass has `whole`, the folder of the model as it is, and what its variants need of: `taylor`, importances of
     heads [layers, heads] and neurons [layers, neurons] by the loss; `recover(variant, folder)`, the pruned model of a
     folder, trained again; `calibration()`, examples by which scales are fixed ahead, input_ids, attention_mask and
-    token_type_ids [tokens] each.
+    token_type_ids [tokens] each; `pieces(tokenizer)`, the ids of tokens that stay when the vocabulary is trimmed.
     """
 
     whole: Path
@@ -210,12 +214,14 @@ class Source:
 
 def make(variant: Variant, of: Source, target: Path) -> None:
     """Make a variant and save it in `target`, whole or not at all; InputError, with the reason, if it can't be made."""
+    from transformers import AutoTokenizer
+
     from . import onnx, pruning, quantization
 
     plain = variant.plain
     if variant.bits == EXPORTED:
-        onnx.export(quantization.load(of.folder(plain), "cpu"), of.whole, target, of.hidden)
-    elif variant.bits in (*ONNX, *OPENVINO, INT8):
+        onnx.export(quantization.load(of.folder(plain), "cpu"), of.folder(plain), target, of.hidden)
+    elif variant.bits in (*ONNX, *OPENVINO, INT8, SMALLEST):
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             if plain == Variant():
@@ -229,6 +235,12 @@ def make(variant: Variant, of: Source, target: Path) -> None:
                 onnx.quantize(exported, target, "embeddings" in variant.bits)
     elif variant.bits != BASE or variant == Variant():
         quantization.save(variant.bits, of.folder(plain), target)
+    elif variant.trimmed:
+        model = quantization.load(of.folder(variant._replace(trimmed=False)), "cpu")
+        with tempfile.TemporaryDirectory() as scratch:
+            tokenizer = AutoTokenizer.from_pretrained(of.whole)
+            pruning.trim(model, tokenizer, of.pieces(tokenizer)).save_pretrained(scratch)
+            pruning.save(model, Path(scratch), target)
     elif variant.recovered:
         pruning.save(of.recover(variant, of.folder(variant._replace(recovered=False))), of.whole, target)
     else:

@@ -93,6 +93,46 @@ def sample(profile: Profile, data_id: str, config: str, split: str, rows: int | 
     return dataset, source
 
 
+READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+
+def own_rows(name: str, split: str, columns: Sequence[str], label: str, most: int) -> tuple[Dataset, dict]:
+    """Rows of one's own: a file (CSV, TSV, JSON lines, parquet) or `id:config` of the Hub; and where they are from.
+
+    Those without a text or a label are left out; of more than `most`, so many are drawn, alike every time; the source
+    counts both. InputError if there is no such file, data set or column, or if no row is whole.
+    """
+    kind = READERS.get(Path(name).suffix.lower())
+    try:
+        if kind and Path(name).is_file():
+            plain = {"keep_default_na": False, "sep": "\t" if name.lower().endswith(".tsv") else ","}  # "NA" is a text
+            dataset = load_dataset(kind, data_files=name, split="train", **(plain if kind == "csv" else {}))
+        elif kind or Path(name).exists():
+            raise InputError(f"no such file, or none of {', '.join(READERS)}")
+        else:
+            data_id, _, config = name.partition(":")
+            dataset = load_dataset(data_id, config or None, split=split)
+    except Exception as error:
+        raise InputError(f"data {name!r}: {reason(error)}") from error
+    if lacking := [column for column in (*columns, label) if column not in dataset.column_names]:
+        raise InputError(f"data {name!r} has no column {lacking[0]!r}, but {', '.join(dataset.column_names)}")
+    rows = zip(*(dataset[column][:] for column in (*columns, label)), strict=True)
+    whole = [number for number, row in enumerate(rows) if all(str("" if v is None else v).strip() for v in row)]
+    if not whole:
+        raise InputError(f"data {name!r}: none of its {len(dataset)} rows has a text and a label")
+    source = {
+        "id": Path(name).name if kind else name,
+        "rows": {split: len(whole)},
+        "left_out": len(dataset) - len(whole),
+    }
+    if len(whole) > most:
+        source["capped"] = {split: f"{most:,} of {len(whole):,} rows"}
+        whole = np.sort(np.random.default_rng(0).choice(whole, most, replace=False))
+    dataset = dataset.select_columns([*columns, label]).select(whole)
+    content = hashlib.sha256(repr([dataset[column][:] for column in (*columns, label)]).encode()).hexdigest()[:12]
+    return dataset, source | {"revision": content}
+
+
 def download(profile: Profile) -> list[str]:
     """Fetch every data set of the profile, so that a later run needs no network; what was fetched, a line each."""
     corpus, lines = profile.corpus, []

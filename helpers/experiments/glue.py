@@ -5,6 +5,8 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+import datasets
+import evaluate
 import numpy as np
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
@@ -24,7 +26,7 @@ DISTILLED = "student_d"  # the student, distilled a second time from the fine-tu
 KEPT = ("sst2", "mrpc", "stsb")  # tasks whose first models later notebooks take up
 
 
-class GlueMetric:
+class GlueMetric(evaluate.Metric):
     """The metrics of one GLUE task: `GlueMetric("mrpc").compute(predictions=…, references=…)`.
 
     Predictions are class numbers, for stsb scores. mnli's matched and mismatched rows are two data sets, measured one
@@ -35,19 +37,31 @@ class GlueMetric:
     def __init__(self, task: str):
         if task not in GLUE:
             raise InputError(f"unknown task {task!r}: expected one of {', '.join(GLUE)}")
-        self.task = task
+        super().__init__(config_name=task, keep_in_memory=True)
+
+    def _info(self) -> evaluate.MetricInfo:
+        kind = datasets.Value("int64" if GLUE[self.config_name].classes else "float64")
+        return evaluate.MetricInfo(
+            description=f"{', '.join(GLUE[self.config_name].metrics)} of GLUE's {self.config_name}",
+            citation="Wang et al. 2018, GLUE",
+            features=datasets.Features({"predictions": kind, "references": kind}),
+        )
 
     def compute(self, *, predictions: Sequence, references: Sequence) -> dict[str, float]:
-        """Each metric by name."""
+        """Each metric by name. The input is checked here, since `evaluate` would say less plainly what is wrong."""
         predictions, references = np.asarray(predictions, dtype=float), np.asarray(references, dtype=float)
-        task = self.task
+        task = self.config_name
         if len(predictions) != len(references) or not len(references):
             raise InputError(f"{task}: {len(predictions)} predictions for {len(references)} references")
         wrong = np.flatnonzero(~np.isfinite(predictions))
         if len(wrong):
             raise InputError(f"{task}: prediction {wrong[0]} is {predictions[wrong[0]]} ({len(wrong)} such): diverged?")
         metrics.check_labels(task, references, GLUE[task].classes)
-        return {name: metrics.FORMULAS[name](predictions, references) for name in GLUE[task].metrics}
+        return super().compute(predictions=predictions, references=references)
+
+    def _compute(self, predictions: Sequence, references: Sequence) -> dict[str, float]:
+        both = np.asarray(predictions), np.asarray(references)
+        return {name: metrics.FORMULAS[name](*both) for name in GLUE[self.config_name].metrics}
 
 
 class Downstream(Experiment):

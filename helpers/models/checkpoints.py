@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # who loads a model imports this module, too, and that is tim
     from ..profiles import Architecture, Profile
 
 FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")  # no pickle, no code
-FILES += ("tokenizer*", "vocab.txt", "special_tokens_map.json")
+FILES += ("tokenizer*", "vocab.txt", "vocab.json", "merges.txt", "*.model", "special_tokens_map.json")
 SAVED = "weights.sha256"  # the hash of a checkpoint of ours as it was saved, so that damage shows
 WEIGHTS = {"dtype": torch.float32, "use_safetensors": True}
 
@@ -97,7 +97,7 @@ def load_masked_lm(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase,
     `source["head"]` tells whether the checkpoint has a masked-LM head; where it doesn't, a fresh one is there.
     """
     load_config(name)
-    (model, missing), source = _load(transformers.AutoModelForMaskedLM, name), fetch(name)[1]
+    (model, missing), source = load(transformers.AutoModelForMaskedLM, name), fetch(name)[1]
     head = not any(key.startswith(("cls.", "vocab_")) for key in missing)
     return model.eval(), load_tokenizer(name), source | {"parameters": parameters(model), "head": head}
 
@@ -114,10 +114,10 @@ def load_with_head(kind: type, name: str, seed: int, **config) -> PreTrainedMode
         labels = f"{there.num_labels} labels, and the task has {wanted}"
         raise InputError(f"{name} was fine-tuned for {labels}: give a checkpoint without a head, or one of this task")
     torch.manual_seed(seed)
-    return _load(kind, name, **config)[0]
+    return load(kind, name, **config)[0]
 
 
-def _load(kind: type, name: str, **config) -> tuple[PreTrainedModel, list[str]]:
+def load(kind: type, name: str, **config) -> tuple[PreTrainedModel, list[str]]:
     """A model in fp32, and the weights that were drawn at random; InputError if those are not of a head alone."""
     try:
         with quiet("transformers"):  # of what is missing: that is looked at here
@@ -275,6 +275,12 @@ def _hash_once(*files: tuple[Path, int, int]) -> str:
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:12]
+
+
+def longest(config: PretrainedConfig) -> int:
+    """The most tokens that a model takes; a RoBERTa counts its positions from the padding's number on."""
+    first = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    return config.max_position_embeddings - first
 
 
 def size_mb(model: nn.Module) -> float:

@@ -24,8 +24,8 @@ GUIDES = {"logits": "teacher_logits", "start_logits": "teacher_start", "end_logi
 
 
 def accepted(model: PreTrainedModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What of a batch the model takes: a DistilBERT has no token types (it would swallow them), some BERTs only one."""
-    one_type = model.config.model_type == "distilbert" or model.config.type_vocab_size == 1
+    """What of a batch the model takes: a DistilBERT has no token types (it would swallow them), some only one."""
+    one_type = getattr(model.config, "type_vocab_size", 0) < 2
     unwanted = {*GUIDES.values()} | ({"token_type_ids"} if one_type else set())
     return {name: values.to(model.device) for name, values in batch.items() if name not in unwanted}
 

@@ -195,7 +195,7 @@ def test_bad_input_is_refused_in_one_line(model, tmp_path):
     pruning.cut(model, pruning.choose(pruning.magnitude(model), 0.3))
     with pytest.raises(InputError, match="has been pruned already: start from the whole one"):
         pruning.cut(model, pruning.choose(pruning.at_random(model, 0), 0.3))
-    with pytest.raises(InputError, match="GPT2Model is neither a BERT nor a DistilBERT"):
+    with pytest.raises(InputError, match="GPT2Model is none of bert, roberta, electra, distilbert"):
         pruning.layers(GPT2Model(GPT2Config(vocab_size=10, n_embd=8, n_layer=1, n_head=1)))
 
 

@@ -12,21 +12,24 @@ from helpers.report import figures
 
 def test_names_have_parts_and_labels():
     how = variants.parse("taylor_50_recovered_int8")
-    assert how == ("taylor", 50, True, "int8") and how.name == "taylor_50_recovered_int8"
-    assert how.plain == ("taylor", 50, True, "fp32")
-    assert variants.parse("layers_2") == ("layers", 2, False, "fp32")
-    assert variants.parse("bnb_nf4") == ("", 0, False, "bnb_nf4")
+    assert how == ("taylor", 50, True, "int8", False) and how.name == "taylor_50_recovered_int8"
+    assert how.plain == Variant("taylor", 50, True)
+    assert variants.parse("layers_2") == Variant("layers", 2)
+    assert variants.parse("bnb_nf4") == Variant(bits="bnb_nf4")
     assert variants.label("weights_90_recovered") == "90% of weights zero, recovered"
     assert variants.label("layers_1_int8") == "layers left: 1, int8"
     whole = variants.parse("fp32_recovered_int8")
-    assert whole == ("", 0, True, "int8") and whole.name == "fp32_recovered_int8"
+    assert whole == Variant(recovered=True, bits="int8") and whole.name == "fp32_recovered_int8"
     assert variants.label("fp32") == "fp32" and variants.label(whole.name) == "whole model, recovered, int8"
     for name in ("fp32_50", "taylor", "sawn_50", "taylor_half", "taylor_50_int8_recovered", "taylor_50_fast", ""):
         with pytest.raises(InputError, match="unknown variant"):
             variants.parse(name)
 
 
-@pytest.mark.parametrize("name", [*variants.LABELS, "fp32_int8", "fp32_recovered", "masked_50", "layers_2_recovered"])
+WRITTEN = ["fp32_int8", "fp32_recovered", "masked_50", "layers_2_recovered", "fp32_trimmed", "fp32_trimmed_int8"]
+
+
+@pytest.mark.parametrize("name", [*variants.LABELS, *WRITTEN, "taylor_50_recovered_trimmed_int8_embeddings"])
 def test_a_name_is_the_variant_written_out(name):
     assert variants.parse(name).name == name
 
