@@ -48,8 +48,6 @@ td, th {{padding: .3em .8em; text-align: right}} tbody th {{text-align: left}} i
 <h1>{title}</h1><p><b>{sentence}</b></p>{table}<p>{note}</p>
 <img alt="The score of each by its size" src="data:image/png;base64,{picture}"></html>
 """
-STARTS = 3  # processes a variant, for its memory and cold start
-RULES = profiles.Timing(least_runs=20, least_seconds=1.0, most_seconds=10.0)
 
 
 class Rows(NamedTuple):
@@ -63,10 +61,11 @@ class Rows(NamedTuple):
 class Own(variants.Source):
     """A classifier of anybody's, in fp32 with its tokenizer in `whole`, and the rows that it may learn from again."""
 
-    def __init__(self, root: Path, origin: dict, train: Rows | None, length: int):
-        """`origin`: its provenance. `length`: tokens of a text that are read; what is longer is cut off."""
+    def __init__(self, root: Path, origin: dict, train: Rows | None, length: int, precision: str):
+        """`origin`: its provenance. `length`: tokens that are read; the rest of a text is cut off."""
         super().__init__(root)
-        self.whole, self.origin, self.train, self.length = root / "original", origin, train, length
+        self.whole, self.origin, self.train = root / "original", origin, train
+        self.length, self.precision = length, precision
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -92,8 +91,7 @@ class Own(variants.Source):
         whole = quantization.load(self.whole, "cpu")
         taught = finetuning.guided(whole, self.examples, RECIPE.evaluation_batch_size, pad)
         with training.unfinished(self.path(variant), fresh=False) as place:
-            precision = machine.precision(profiles.load("laptop"))
-            finetuning.fine_tune(finetuning.FineTuner(model, taught, RECIPE, 0, place, precision, pad))
+            finetuning.fine_tune(finetuning.FineTuner(model, taught, RECIPE, 0, place, self.precision, pad))
         return model
 
 
@@ -125,6 +123,7 @@ class Smaller(Experiment):
         variant, train = parse(unit["variant"]), self.of.train
         made = {"version": VERSION, "model": checkpoints.file_hash(self.of.whole), "length": self.of.length}
         made |= {"packages": variants.packages(variant), "threads": self.threads, "data": self.dev.source["revision"]}
+        made["repeats"] = self.profile.quantization.repeats
         if variant.cut or variant.trimmed:
             made |= {"train": train.source["revision"], "recipe": profiles.as_settings(RECIPE), "commonest": COMMONEST}
         return made | records.processor()
@@ -135,7 +134,8 @@ class Smaller(Experiment):
         run, examples = runtimes.load(folder, self.threads), self.encoded(folder)
         logits = np.concatenate([run(batch([example])) for example in examples])
         said = logits[:, 0] if self.config.num_labels == 1 else logits.argmax(-1)
-        alone = [runtimes.alone(folder, self.dev.dataset[0][self.dev.columns[0]], self.threads) for _ in range(STARTS)]
+        given = folder, self.dev.dataset[0][self.dev.columns[0]], self.threads
+        alone = [runtimes.alone(*given) for _ in range(self.profile.quantization.repeats)]
         scores = {"score": score(self.config)(said, self.labels), "size_mb": timing.size_mb(folder)}
         scores |= runtimes.medians(alone)
         details = {"predictions": records.pack(said), "references": records.pack(self.labels)}
@@ -170,7 +170,8 @@ class Session(Experiment):
 
     def settings(self, unit: dict) -> dict:
         files = {name: self.of.record({"variant": name})["details"]["checkpoint"] for name in self.names}
-        return {"version": VERSION, "files": files, "threads": self.of.threads} | records.processor()
+        how = {"threads": self.of.threads, "rules": profiles.as_settings(self.profile.timing)}
+        return {"version": VERSION, "files": files} | how | records.processor()
 
     @functools.cached_property
     def runs(self) -> dict[str, tuple[runtimes.Runner, np.ndarray]]:
@@ -184,7 +185,7 @@ class Session(Experiment):
         shape, calls = (unit["batch"], unit["length"]), {}
         for name, (run, ids) in self.runs.items():
             calls[name] = functools.partial(run, runtimes.unpadded(np.resize(ids, shape)))
-        taken, found = timing.seconds(calls, RULES), {}
+        taken, found = timing.seconds(calls, self.profile.timing), {}
         for name, own in taken.items():
             found[f"{name}_ms"] = 1e3 * np.median(own)
             found |= timing.ratio(taken[BASE], own).named(f"{name}_times_as_fast")
@@ -232,9 +233,9 @@ def read_rows(name: str, split: str, texts: list[str], label: str, most: int, co
     given, feature = dataset[label][:], dataset.features[label]
     if config.num_labels == 1:
         numbers = pd.to_numeric(pd.Series(given), errors="coerce").to_numpy(np.float32)
-        if np.isnan(numbers).any():
-            row = int(np.flatnonzero(np.isnan(numbers))[0])
-            raise InputError(f"data {name!r}: label {given[row]!r} of row {row} is no number, and this model gives one")
+        if len(wrong := np.flatnonzero(np.isnan(numbers))):
+            what = f"label {given[wrong[0]]!r} of row {wrong[0]}"
+            raise InputError(f"data {name!r}: {what} is no number, and this model gives one")
     else:
         names = {str(word).strip().casefold(): number for number, word in config.id2label.items()}
         by_number = {str(number): number for number in names.values()}
@@ -278,10 +279,11 @@ def read_goal(goal: str | float) -> float:
 
 
 class Compressed(NamedTuple):
-    """What `compress` made: the folder to hand over, a row a variant, and the recommendation in a sentence."""
+    """What `compress` made: a folder, a row a variant, records of what was timed, the recommendation in a sentence."""
 
     folder: Path
     table: pd.DataFrame
+    timed: list[dict]
     recommendation: str
 
 
@@ -297,6 +299,8 @@ def compress(
     out: str | Path = "compressed",
     goal: str | float = "no more than 1 point",
     threads: int = 1,
+    profile: Profile | None = None,
+    space: records.Workspace | None = None,
 ) -> Compressed:
     """Make a text classifier smaller in several ways, measure each on `data`, and hand over the one that suits best.
 
@@ -304,8 +308,9 @@ def compress(
         model: Hub id or folder of a …ForSequenceClassification on an encoder; `data`, `train`: files (CSV, TSV, JSON
             lines, parquet) or `id:config` of the Hub, of rows that it has not learnt from, and of such that it may.
         text, pair, label: their columns. to: ways to try, of `WAYS`. goal: how many points of the score may go.
-        out: the folder for model.onnx, tokenizer.json, config.json, use.py, report.md and report.html. Beside it, in
-            `out`.work, are records, by which a run that was cut off goes on, and all that was made on the way.
+        out: the folder for model.onnx, tokenizer.json, config.json, use.py, report.md and report.html.
+        profile: whose rules things are timed by (laptop's). space: for records, by which a run that was cut off goes
+            on, and for what is made on the way (beside `out`, in `out`.work).
 
     InputError, before anything is written, for what cannot be taken.
     """
@@ -318,16 +323,15 @@ def compress(
     learnt = read_rows(train, "train", texts, label, MOST_TRAIN, original.config) if train else None
     if len(dev.dataset) < FEWEST or len(set(dev.dataset["label"])) < 2:
         given = f"{len(dev.dataset)} rows with labels {sorted(set(dev.dataset['label']))[:9]}"
-        raise InputError(
-            f"data {data!r}: {given}: expected at least {FEWEST} rows and two labels, to tell loss from luck"
-        )
+        raise InputError(f"data {data!r}: {given}: expected at least {FEWEST} rows and two labels")
     longest = min(checkpoints.longest(original.config), tokenizer.model_max_length, LENGTHS[-1])
-    profile, origin = profiles.load("laptop"), checkpoints.fetch(model)[1]
-    space = records.Workspace(profile, out.with_name(f"{out.name}.work"), "own")
+    profile, origin = profile or profiles.load("laptop"), checkpoints.fetch(model)[1]
+    space = space or records.Workspace(profile, out.with_name(f"{out.name}.work"), "own")
     place = space.checkpoints / records.digest({"model": origin["revision"], "train": learnt and learnt.source})
     if not (place / "original").is_dir():
         checkpoints.save(original, tokenizer, place / "original")
-    tried = Smaller(profile, space, Own(place, origin, learnt, longest), dev, wanted, threads)
+    of = Own(place, origin, learnt, longest, machine.precision(profile))
+    tried = Smaller(profile, space, of, dev, wanted, threads)
     lengths = [len(ids) for ids in tokenizer(*(dev.dataset[column][:] for column in dev.columns))["input_ids"]]
     remarks = said_of(dev, learnt, original.config, sum(length > longest for length in lengths), longest)
     for name in (unit["variant"] for unit in tried.units):
@@ -339,7 +343,7 @@ def compress(
     table, at = tabulate(found, timed, tried, float(np.median(lengths)))
     chosen, sentence = recommend(table, points, at)
     hand_over(out, tried, chosen, table, [sentence, *remarks], at)
-    return Compressed(out, table, sentence)
+    return Compressed(out, table, timed, sentence)
 
 
 def said_of(dev: Rows, learnt: Rows | None, config: PretrainedConfig, cut_off: int, longest: int) -> list[str]:
@@ -363,8 +367,7 @@ def tabulate(found: list[dict], timed: list[dict], tried: Smaller, usual: float)
     """
     single = [record for record in timed if record["unit"]["batch"] == 1]
     speed = min(single, key=lambda record: abs(record["unit"]["length"] - usual))
-    rows, rule = {}, score(tried.config)
-    base = records.unpack(found[0]["details"]["predictions"])
+    rows, rule, base = {}, score(tried.config), records.unpack(found[0]["details"]["predictions"])
     for record in found:
         name, own = record["unit"]["variant"], records.unpack(record["details"]["predictions"])
         fast = [speed["metrics"][f"{name}_times_as_fast{end}"] for end in ("", "_low", "_high")]
@@ -373,7 +376,7 @@ def tabulate(found: list[dict], timed: list[dict], tried: Smaller, usual: float)
         row |= {"mb": record["metrics"]["size_mb"], "peak_mb": record["metrics"].get("peak_memory_mb")}
         row |= {"fast": fast[0], "low": fast[1], "high": fast[2], "cold_s": record["metrics"]["cold_start_s"]}
         rows[name] = row
-    return pd.DataFrame(rows).T, speed["unit"] | {"rows": len(tried.labels), "threads": tried.threads}
+    return pd.DataFrame(rows).T.astype(float), speed["unit"] | {"rows": len(tried.labels), "threads": tried.threads}
 
 
 def recommend(table: pd.DataFrame, points: float, at: dict) -> tuple[str, str]:
@@ -383,8 +386,7 @@ def recommend(table: pd.DataFrame, points: float, at: dict) -> tuple[str, str]:
     goal = f"a loss of no more than {points:g} point{'' if points == 1 else 's'}"
     if fit.empty:
         return BASE, f"Keep the original: nothing that was tried is faster at {goal}."
-    name = fit.fast.astype(float).idxmax()
-    own = fit.loc[name]
+    own = fit.loc[name := fit.fast.idxmax()]
     size = f"{own.mb:.1f} MB instead of {base.mb:.1f}"
     speed = f"{own.fast:.1f} times as fast ({own.low:.1f} to {own.high:.1f}) at {at['length']} tokens"
     worth = f"{own.score:.1f} against {base.score:.1f} on {at['rows']:,} rows (p {metrics.written(own.p)})"
@@ -392,7 +394,7 @@ def recommend(table: pd.DataFrame, points: float, at: dict) -> tuple[str, str]:
 
 
 def title(name: str) -> str:
-    """What a variant is called in the report."""
+    """A variant's name in the report."""
     return "the original (PyTorch, fp32)" if name == BASE else variants.label(name)
 
 
@@ -424,8 +426,8 @@ def hand_over(out: Path, tried: Smaller, chosen: str, table: pd.DataFrame, said:
 
 
 def _cells(row: pd.Series) -> dict[str, str]:
-    p = "" if row.p is None or pd.isna(row.p) else f" (p {metrics.written(row.p)})"
-    peak = "–" if row.peak_mb is None or pd.isna(row.peak_mb) else f"{row.peak_mb:.0f}"
+    p = "" if pd.isna(row.p) else f" (p {metrics.written(row.p)})"
+    peak = "–" if pd.isna(row.peak_mb) else f"{row.peak_mb:.0f}"
     return {
         "score": f"{row.score:.1f}{p}",
         "same answers (%)": f"{row.agreement:.1f}",

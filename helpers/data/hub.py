@@ -122,6 +122,7 @@ def own_rows(name: str, split: str, columns: Sequence[str], label: str, most: in
         raise InputError(f"data {name!r}: none of its {len(dataset)} rows has a text and a label")
     source = {
         "id": Path(name).name if kind else name,
+        "config": kind or "of the Hub",
         "rows": {split: len(whole)},
         "left_out": len(dataset) - len(whole),
     }

@@ -223,7 +223,15 @@ def describe_machine(provenance: dict, settings: dict | None = None) -> str:
 
 # The notebook in which an experiment's records are made.
 OWNERS = {"glue": "02", "imdb": "03", "squad": "04", "trivial": "04", "perplexity": "05", "quantization": "06"}
-OWNERS |= {"distillation": "01", "ablation": "01", "pruning": "07", "edge": "09", "arm64": "09"}
+OWNERS |= {
+    "distillation": "01",
+    "ablation": "01",
+    "pruning": "07",
+    "edge": "09",
+    "arm64": "09",
+    "own": "11",
+    "own_speed": "11",
+}
 
 
 def notebook_of(record: dict) -> str:

@@ -109,9 +109,10 @@ def foreign(tmp_path):
 @pytest.fixture
 def quick(monkeypatch):
     """Everything is timed, but not for long."""
-    monkeypatch.setattr(own, "RULES", own.profiles.Timing(least_runs=5, least_seconds=0.0, most_seconds=1.0))
+    few = {"timing": {"least_runs": 5, "least_seconds": 0.0, "most_seconds": 1.0}, "quantization.repeats": 1}
+    quickly = own.profiles.load("laptop", few)
+    monkeypatch.setattr(own.profiles, "load", lambda _: quickly)
     monkeypatch.setattr(own, "LENGTHS", (8, 512))
-    monkeypatch.setattr(own, "STARTS", 1)
 
 
 ALONE = """import runpy, sys, json
