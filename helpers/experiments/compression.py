@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DistilBertConfig, DistilBertForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, DistilBertConfig, PretrainedConfig, PreTrainedModel
 
 from .. import InputError
 from ..compression import onnx, pruning, quantization, runtimes, variants
@@ -406,15 +406,17 @@ class FullSize(Experiment):
 class Random(variants.Source):
     """A DistilBERT of the real one's shape with random weights, on which only cuts that ask nothing make sense."""
 
-    def __init__(self, root: Path, length: int):
-        """`length`: of the row of tokens by which scales are fixed, and which is then asked about."""
+    def __init__(self, root: Path, length: int, config: PretrainedConfig | None = None):
+        """`length`: of the row of tokens by which scales are fixed, and which is then asked about. `config`: another's
+        shape."""
         super().__init__(root)
-        self.row = runtimes.unpadded(np.random.default_rng(0).integers(1000, 20000, size=(1, length)))
+        self.config = config or DistilBertConfig()
+        self.row = runtimes.unpadded(np.random.default_rng(0).integers(1000, self.config.vocab_size, size=(1, length)))
 
     @functools.cached_property
     def whole(self) -> Path:
         torch.manual_seed(0)
-        DistilBertForSequenceClassification(DistilBertConfig()).save_pretrained(self.root / "whole")
+        AutoModelForSequenceClassification.from_config(self.config).save_pretrained(self.root / "whole")
         return self.root / "whole"
 
     def calibration(self) -> list[dict]:

@@ -231,6 +231,7 @@ OWNERS |= {
     "arm64": "09",
     "own": "11",
     "own_speed": "11",
+    "staircase": "11",
 }
 
 

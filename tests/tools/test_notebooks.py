@@ -228,6 +228,9 @@ def test_the_series_makes_records_tables_and_figures(executed):
         "09_vocabulary",
         "09_answers_masked_lm",
         "09_sst2_1",
+        "11_parts",
+        "11_variants",
+        "11_speed",
         "10_ledger",
         "10_trust",
         "10_records",
@@ -249,6 +252,8 @@ def test_the_series_makes_records_tables_and_figures(executed):
         "09_shares",
         "09_cold_start",
         "07_shares",
+        "11_score_by_size",
+        "11_speed_by_length",
         "10_picture",
         "10_reached",
     ):
