@@ -120,7 +120,7 @@ def failing_cell(copy: Path) -> str:
     cells = [cell for cell in cells if not ADDED_CELLS & set(cell.metadata.get("tags", []))]
     code = [i for i, cell in enumerate(cells) if cell.cell_type == "code"]
     failed = [i for i, cell in enumerate(cells) if any(o.output_type == "error" for o in cell.get("outputs", []))]
-    started = [i for i, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time")]
+    started = [i for i in code if cells[i].metadata.get("papermill", {}).get("start_time")]
     index = (failed or started[-1:] or code)[0]
     prompt = cells[index].get("execution_count") or "*"
     return f"cell {index}, In [{prompt}]: {cells[index].source.strip().partition(chr(10))[0]}"

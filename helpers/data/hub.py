@@ -48,7 +48,8 @@ def load(profile: Profile, data_id: str, config: str, split: str) -> tuple[Datas
         place = str(miniworld.write(WORLD) / data_id) if embedded else data_id
         dataset = load_dataset(place, config, split=split, revision=pin)
     except Exception as error:
-        raise InputError(f"data set {data_id!r}, {config!r}, {split!r}: {reason(error)}") from error
+        again = f"; delete {WORLD} to have it made again" if embedded and (WORLD / data_id).is_dir() else ""
+        raise InputError(f"data set {data_id!r}, {config!r}, {split!r}: {reason(error)}{again}") from error
     if not len(dataset):
         raise InputError(f"data set {data_id!r}, {config!r}: the split {split!r} is empty")
     source = {"id": data_id, "config": config, "rows": {split: len(dataset)}}

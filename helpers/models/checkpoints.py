@@ -85,7 +85,12 @@ def download(profile: "Profile") -> list[str]:
 
 def load_config(name: str) -> PretrainedConfig:
     """The configuration of a checkpoint; InputError if it is neither a BERT nor a DistilBERT."""
-    config = transformers.AutoConfig.from_pretrained(fetch(name)[0])
+    try:
+        config = transformers.AutoConfig.from_pretrained(fetch(name)[0])
+    except (ValueError, OSError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name}: its config.json is damaged, or names no model that transformers has") from error
     if config.model_type not in ("bert", "distilbert"):
         raise InputError(f"{name} is a {config.model_type!r} model: a teacher must be a BERT or DistilBERT encoder")
     return config

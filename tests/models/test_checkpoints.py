@@ -74,6 +74,12 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         checkpoints.fetch(str(tmp_path))
     with pytest.raises(InputError, match="nobody/nothing.*check the name"):
         checkpoints.fetch("nobody/nothing")
+    for number, text in enumerate(("{", '{"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}', "{}")):
+        (odd := tmp_path / f"odd{number}").mkdir()
+        (odd / "config.json").write_text(text, encoding="utf-8")
+        save_file({}, odd / "model.safetensors")
+        with pytest.raises(InputError, match=f"odd{number}: its config.json is damaged, or names no model that transf"):
+            checkpoints.load_config(str(odd))
     GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=40)).save_pretrained(tmp_path / "decoder")
     with pytest.raises(InputError, match="'gpt2' model: a teacher must be a BERT or DistilBERT"):
         checkpoints.load_masked_lm(str(tmp_path / "decoder"))
