@@ -37,7 +37,7 @@ VERSION = 1  # raised whenever the code changes the numbers it makes
 WAYS = ("int8", "bf16", "cut50", "trimmed")  # tried unless said otherwise; cutNN: NN percent of heads and neurons
 LENGTHS, BATCH = (8, 32, 128, 512), 32  # at which the finalists are timed: single texts, and batches of the middle ones
 FEWEST, MOST = 20, 2000  # rows that are measured on
-MOST_TRAIN = 20_000  # rows that are learnt from
+MOST_READ, MOST_TRAIN = 1_000_000, 20_000  # rows whose words count; rows that are learnt from
 COMMONEST = 500  # pieces that stay in a trimmed vocabulary although the training text has none of them
 RECIPE = Recipe(learning_rate=5e-5, epochs=1)  # of what was cut, towards the original
 PAGE = """<!doctype html>
@@ -75,7 +75,8 @@ class Own(variants.Source):
     @functools.cached_property
     def examples(self) -> list[dict]:
         """The rows to learn from, as the original reads them."""
-        return encoding.encode_texts(self.train.dataset, self.train.columns, self.tokenizer, self.length)
+        drawn = np.random.default_rng(0).permutation(len(self.train.dataset))[:MOST_TRAIN]
+        return encoding.encode_texts(self.train.dataset.select(drawn), self.train.columns, self.tokenizer, self.length)
 
     @functools.cached_property
     def taylor(self) -> tuple[Tensor, Tensor]:
@@ -132,7 +133,7 @@ class Smaller(Experiment):
         """What a variant answers, its size, and what it takes to start and to hold."""
         folder = self.of.folder(parse(unit["variant"]))
         run, examples = runtimes.load(folder, self.threads), self.encoded(folder)
-        logits = np.concatenate([run(batch([example])) for example in examples])
+        logits = np.concatenate([run({name: one[name][None] for name in runtimes.NAMES}) for one in examples])
         said = logits[:, 0] if self.config.num_labels == 1 else logits.argmax(-1)
         given = folder, self.dev.dataset[0][self.dev.columns[0]], self.threads
         alone = [runtimes.alone(*given) for _ in range(self.profile.quantization.repeats)]
@@ -190,11 +191,6 @@ class Session(Experiment):
             found[f"{name}_ms"] = 1e3 * np.median(own)
             found |= timing.ratio(taken[BASE], own).named(f"{name}_times_as_fast")
         return records.Measurement({k: float(v) for k, v in found.items()}, [], [], {"seconds": timing.rounded(taken)})
-
-
-def batch(examples: Sequence[dict]) -> runtimes.Inputs:
-    """Examples of one length as a runner takes them."""
-    return {name: np.stack([example[name] for example in examples]) for name in runtimes.NAMES}
 
 
 def score(config: PretrainedConfig) -> Callable[..., np.ndarray]:
@@ -320,7 +316,7 @@ def compress(
     machine.require_cores("threads", [threads])
     original, tokenizer = read_model(model)
     dev = read_rows(data, "validation", texts, label, MOST, original.config)
-    learnt = read_rows(train, "train", texts, label, MOST_TRAIN, original.config) if train else None
+    learnt = read_rows(train, "train", texts, label, MOST_READ, original.config) if train else None
     if len(dev.dataset) < FEWEST or len(set(dev.dataset["label"])) < 2:
         given = f"{len(dev.dataset)} rows with labels {sorted(set(dev.dataset['label']))[:9]}"
         raise InputError(f"data {data!r}: {given}: expected at least {FEWEST} rows and two labels")
@@ -353,6 +349,8 @@ def said_of(dev: Rows, learnt: Rows | None, config: PretrainedConfig, cut_off: i
         if rows.source["left_out"]:
             lines.append(f"{rows.source['id']}: {rows.source['left_out']} rows without a text or a label are left out")
         lines += [f"{rows.source['id']}: {told}, drawn at random" for told in rows.source.get("capped", {}).values()]
+    if learnt and len(learnt.dataset) > MOST_TRAIN:
+        lines.append(f"{learnt.source['id']}: what is cut learns from {MOST_TRAIN:,} of {len(learnt.dataset):,} rows")
     if cut_off:
         lines.append(f"{cut_off} of {len(dev.dataset)} texts are longer than {longest} tokens and cut off")
     if config.num_labels > 1:
