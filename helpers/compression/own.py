@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from datasets import ClassLabel, Dataset
+from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -40,14 +41,9 @@ FEWEST, MOST = 20, 2000  # rows that are measured on
 MOST_READ, MOST_TRAIN = 1_000_000, 20_000  # rows whose words count; rows that are learnt from
 COMMONEST = 500  # pieces that stay in a trimmed vocabulary although the training text has none of them
 RECIPE = Recipe(learning_rate=5e-5, epochs=1)  # of what was cut, towards the original
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{title}</title>
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<style>body {{font: 16px sans-serif; max-width: 60em; margin: 2em auto}}
-td, th {{padding: .3em .8em; text-align: right}} tbody th {{text-align: left}} img {{max-width: 100%}}</style>
-<h1>{title}</h1><p><b>{sentence}</b></p>{table}<p>{note}</p>
-<img alt="The score of each by its size" src="data:image/png;base64,{picture}"></html>
-"""
+EIGHT = "onnx_int8_embeddings"
+SINGLE = {"int8": Variant(bits=EIGHT), "bf16": Variant(bits="bf16"), "trimmed": Variant(bits=SMALLEST, trimmed=True)}
+TITLES = {EXPORTED: "fp32 in ONNX Runtime", EIGHT: "int8 with embeddings", SMALLEST: "int8 with embeddings"}
 
 
 class Rows(NamedTuple):
@@ -114,10 +110,10 @@ class Smaller(Experiment):
 
     def why_not(self, unit: dict) -> str | None:
         variant = parse(unit["variant"])
-        if (variant.cut or variant.trimmed) and not self.of.train:
+        if (variant.recovered or variant.trimmed) and not self.of.train:
             return "needs --train: rows that tell what can go, and to learn from again"
-        if variant.cut and self.config.model_type not in pruning.NAMES:
-            return f"heads are known of {', '.join(pruning.NAMES)}, and this is a {self.config.model_type}"
+        if variant.cut and (kind := self.config.model_type) not in pruning.NAMES:
+            return f"heads are known of {', '.join(pruning.NAMES)}, and this is a {kind}"
         return variants.why_not(variant)
 
     def settings(self, unit: dict) -> dict:
@@ -125,7 +121,7 @@ class Smaller(Experiment):
         made = {"version": VERSION, "model": checkpoints.file_hash(self.of.whole), "length": self.of.length}
         made |= {"packages": variants.packages(variant), "threads": self.threads, "data": self.dev.source["revision"]}
         made["repeats"] = self.profile.quantization.repeats
-        if variant.cut or variant.trimmed:
+        if variant.recovered or variant.trimmed:
             made |= {"train": train.source["revision"], "recipe": profiles.as_settings(RECIPE), "commonest": COMMONEST}
         return made | records.processor()
 
@@ -253,15 +249,11 @@ def read_ways(ways: Sequence[str]) -> list[Variant]:
     """The original, and the variants that some ways stand for, one after those that it is compared with."""
     found, trimmed = [Variant(), Variant(bits=EXPORTED)], "trimmed" in ways
     for way in ways:
-        if cut := re.fullmatch(r"cut([1-9]\d)", way):
+        if cut := re.fullmatch(r"cut([1-9]\d)", way):  # beside the whole model, trained again alike
             one = Variant("taylor", int(cut[1]), True, SMALLEST)
-            found += [one] + [one._replace(trimmed=True)] * trimmed
-        elif way == "int8":
-            found += [Variant(bits="onnx_int8"), Variant(bits="onnx_int8_embeddings")]
-        elif way == "bf16":
-            found.append(Variant(bits="bf16"))
-        elif way == "trimmed":
-            found.append(Variant(bits=SMALLEST, trimmed=True))
+            found += [Variant(recovered=True, bits=SMALLEST), one] + [one._replace(trimmed=True)] * trimmed
+        elif way in SINGLE:
+            found.append(SINGLE[way])
         else:
             raise InputError(f"unknown way {way!r}: expected some of {', '.join(WAYS)}, with any percent after cut")
     return list(dict.fromkeys(found))
@@ -393,7 +385,10 @@ def recommend(table: pd.DataFrame, points: float, at: dict) -> tuple[str, str]:
 
 def title(name: str) -> str:
     """A variant's name in the report."""
-    return "the original (PyTorch, fp32)" if name == BASE else variants.label(name)
+    variant = parse(name)
+    parts = ["trained again"] * (variant.recovered and not variant.cut) + ["vocabulary trimmed"] * variant.trimmed
+    parts = [f"{variant.amount}% of heads and neurons cut"] * bool(variant.cut) + parts
+    return "the original" if variant == Variant() else ", ".join([*parts, TITLES.get(variant.bits, variant.bits)])
 
 
 def hand_over(out: Path, tried: Smaller, chosen: str, table: pd.DataFrame, said: list[str], at: dict) -> None:
@@ -411,14 +406,16 @@ def hand_over(out: Path, tried: Smaller, chosen: str, table: pd.DataFrame, said:
     told = {"title": f"{tried.of.origin['id']}, made smaller", "sentence": said[0], "note": note}
     text = [f"# {told['title']}", said[0], "\n".join(f"| {' | '.join(line)} |" for line in lines), note]
     page = {name: html.escape(words) for name, words in told.items()} | {"table": shown.to_html(border=0)}
-    page["picture"] = base64.b64encode(_chart(table)).decode()
+    chart(table).savefig(picture := io.BytesIO(), format="png", dpi=150)
+    page["picture"] = base64.b64encode(picture.getvalue()).decode()
     described = tried.config.to_dict() | {"longest": tried.of.length, "variant": name}
     with pruning.written(out, folder := tried.of.folder(parse(name))) as building:
         shutil.copy(folder / "model.onnx", building)
         shutil.copy(ROOT / "tools" / "use.py", building)
         (building / "config.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
         (building / "report.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
-        (building / "report.html").write_text(PAGE.format(**page), encoding="utf-8")
+        template = (ROOT / "tools" / "own.html").read_text(encoding="utf-8")
+        (building / "report.html").write_text(template.format(**page), encoding="utf-8")
         if chosen not in exported and chosen != BASE:  # PyTorch's own is what was recommended
             shutil.copytree(tried.of.folder(parse(chosen)), building / "torch")
 
@@ -436,13 +433,17 @@ def _cells(row: pd.Series) -> dict[str, str]:
     }
 
 
-def _chart(table: pd.DataFrame) -> bytes:
-    from matplotlib.figure import Figure
-
-    figure, file = Figure(figsize=(8, 4.5), layout="constrained"), io.BytesIO()
-    axes = figure.add_subplot(xlabel="size (MB)", ylabel="score", xscale="log")
-    for name, row in table.iterrows():
-        axes.plot(row.mb, row.score, "o")
-        axes.annotate(title(name), (row.mb, row.score), xytext=(5, 4), textcoords="offset points", fontsize=8)
-    figure.savefig(file, format="png", dpi=150)
-    return file.getvalue()
+def chart(table: pd.DataFrame) -> Figure:
+    """Score against size, with a name at each point."""
+    figure = Figure(figsize=(9, 4.8), layout="constrained")
+    axes = figure.add_subplot(xlabel="size on disk (MB, log scale)", ylabel="score", xscale="log")
+    axes.margins(x=0.1, y=0.2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    middle = np.sqrt(table.mb.min() * table.mb.max())
+    for number, (name, row) in enumerate(table.iterrows()):
+        axes.plot(row.mb, row.score, "o", markersize=8)
+        side, place = ("right", -8) if row.mb > middle else ("left", 8)
+        place = {"xytext": (place, (7, -13)[number % 2]), "textcoords": "offset points", "ha": side, "fontsize": 9}
+        axes.annotate(title(name), (row.mb, row.score), **place)
+    return figure

@@ -265,7 +265,8 @@ def pieces_of(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], commones
     used = {token for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"] for token in ids}
     used |= {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     used |= {token for piece, token in vocabulary.items() if len(piece.removeprefix("##").removeprefix("▁")) <= 1}
-    used |= set(sorted({*vocabulary.values()} - used)[:commonest])
+    words = {token for piece, token in vocabulary.items() if not piece.startswith("[unused")}
+    used |= set(sorted(words - used)[:commonest])
     made_of = {vocabulary["".join(pair)]: [vocabulary[part] for part in pair] for pair in _merges(described)}
     left = list(used)
     while left:

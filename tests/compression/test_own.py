@@ -171,12 +171,12 @@ def test_a_foreign_checkpoint_is_made_smaller(kind, foreign, quick, monkeypatch,
         logits = model(**{k: v for k, v in first.items() if k in ("input_ids", "attention_mask")}).logits[0].numpy()
     assert abs(logits - answers[0]).max() < (3.0 if everything else 0.3)
     labels = re.findall(r"^\| (.+?) \|", (out / "report.md").read_text(), re.MULTILINE)
-    assert len(labels) == 2 + (7 if everything else 4), labels
+    assert len(labels) == 2 + (7 if everything else 3), labels
     sizes = {
         json.loads(p.read_text())["unit"]["variant"]: json.loads(p.read_text())["metrics"]["size_mb"]
         for p in (folder / "out.work").glob("results/own/records/own/*.json")
     }
-    assert sizes["onnx_int8_embeddings"] < sizes["onnx_int8"] < sizes["onnx_fp32"]
+    assert sizes["onnx_int8_embeddings"] < sizes["onnx_fp32"] / 2
     if everything:
         assert sizes["fp32_trimmed_int8_embeddings"] < sizes["onnx_int8_embeddings"]
         assert sizes["taylor_50_recovered_trimmed_int8_embeddings"] < sizes["taylor_50_recovered_int8_embeddings"]
@@ -223,7 +223,9 @@ def test_a_trimmed_vocabulary_cuts_what_it_keeps_as_before(kind, tmp_path):
     assert trimmed.unk_token not in spelt and len(spelt) > len(tokenizer.tokenize("superb"))
     assert left.get_input_embeddings().weight is left.get_output_embeddings().weight
     more = pruning.pieces_of(tokenizer, known, commonest=2)
-    assert set(stay) < set(more)
+    assert set(stay) < set(more) and not [
+        token for token in more if tokenizer.convert_ids_to_tokens(token) == "[unused0]"
+    ]
 
 
 # --- bad input: a line, code 2, and nothing written
