@@ -70,12 +70,18 @@ class Compression(Experiment):
     def why_not(self, unit: dict) -> str | None:
         if not self.source(unit["task"], unit["model"]).weights:
             return "run notebooks 01 and 02 first, or set `store` to where their results are"
+        if not self.fresh and self.record(
+            unit
+        ):  # measured here before, with the same packages: nothing need be tried, which takes long
+            return None
         return variants.why_not(parse(unit["variant"]), unit.get("device", "cpu"))
 
     @property
     def missing(self) -> dict[str, str]:
         """The variants that cannot be had on this processor, each with the reason."""
-        return {name: reason for name, one in self.variants.items() if (reason := variants.why_not(one))}
+        unit = {"task": self.own.tasks[0], "model": self.own.models[0]}
+        untried = [name for name in self.variants if self.fresh or not self.record(unit | {"variant": name})]
+        return {name: reason for name in untried if (reason := variants.why_not(self.variants[name]))}
 
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers."""
@@ -272,7 +278,7 @@ class Losses(Experiment):
     def why_not(self, unit: dict) -> str | None:
         if not self.pretraining.known(self.unit):
             return "run notebook 01 first, or set `store` to where its results are"
-        return variants.why_not(parse(unit["variant"]))
+        return None if not self.fresh and self.record(unit) else variants.why_not(parse(unit["variant"]))
 
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers."""
