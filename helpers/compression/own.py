@@ -343,9 +343,10 @@ def said_of(dev: Rows, learnt: Rows | None, config: PretrainedConfig, cut_off: i
         lines += [f"{rows.source['id']}: {told}, drawn at random" for told in rows.source.get("capped", {}).values()]
     if learnt and len(learnt.dataset) > MOST_TRAIN:
         lines.append(f"{learnt.source['id']}: what is cut learns from {MOST_TRAIN:,} of {len(learnt.dataset):,} rows")
-    if cut_off:
-        lines.append(f"{cut_off} of {len(dev.dataset)} texts are longer than {longest} tokens and cut off")
+    lines += [f"{cut_off} of {len(dev.dataset)} texts are longer than {longest} tokens and cut off"] * bool(cut_off)
     if config.num_labels > 1:
+        guess = pd.Series(dev.dataset["label"][:]).value_counts(normalize=True).max()
+        lines.append(f"always the commonest label would score {100 * guess:.1f}")
         lines.append("labels: " + ", ".join(f"{number} is {word}" for number, word in sorted(config.id2label.items())))
     return lines
 

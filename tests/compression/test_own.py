@@ -170,6 +170,9 @@ def test_a_foreign_checkpoint_is_made_smaller(kind, foreign, quick, monkeypatch,
     with torch.no_grad():
         logits = model(**{k: v for k, v in first.items() if k in ("input_ids", "attention_mask")}).logits[0].numpy()
     assert abs(logits - answers[0]).max() < (3.0 if everything else 0.3)
+    if KINDS[kind][2] is not None:  # what a sceptic would have tried first
+        guess = 100 * dev.truth.value_counts(normalize=True).max()
+        assert f"always the commonest label would score {guess:.1f}" in (out / "report.md").read_text()
     labels = re.findall(r"^\| (.+?) \|", (out / "report.md").read_text(), re.MULTILINE)
     assert len(labels) == 2 + (7 if everything else 3), labels
     sizes = {
