@@ -14,6 +14,9 @@ if [[ ${1:-} == --quick ]]; then
   beside "not alone and not series and not hub and not slow" "${@:2}"
   exit
 fi
+SERIES_STORE=$(mktemp -d) # both runs of pytest work on it: what the first trains, the second need not
+export SERIES_STORE
+trap 'rm -rf "$SERIES_STORE"' EXIT
 several=0 alone=0
 beside "not alone" "$@" || several=$?
 "$python" -m pytest -m alone "$@" || alone=$? # then one by one what may have nothing beside it

@@ -6,25 +6,29 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "0" if "HF_ENDPOINT" in os.environ else "1")  # no network in the tests
 
 import helpers  # noqa: F401, I001 (before transformers, whose imports it keeps quiet)
-import nbformat
-import numpy as np
-import pandas as pd
 import pytest
-import torch
-from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
-from helpers.data import encoding
-from helpers.measure import records
+# What takes seconds to import is imported where it is used: the process that hands out tests to others, and only then
+# starts them, needs none of it.
 
-torch.set_num_threads(1)
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """PyTorch's threads in a test that doesn't ask for more: tests run side by side."""
+    import torch
+
+    torch.set_num_threads(1)
+
 
 WORDS = ["the", "a", "river", "town", "runs", "through", "sings", "baker", "of", "old", "bridge", "stone", "cold"]
 WORDS += ["morning", "under", "every", "lantern", "hums"]
 
 
 @pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory) -> BertTokenizer:
+def tokenizer(tmp_path_factory):
     """BERT's special tokens and forty words."""
+    from transformers import BertTokenizer
+
     path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     path.write_text("\n".join([*special, *WORDS, *(f"word{i}" for i in range(40 - len(WORDS)))]) + "\n")
@@ -32,8 +36,11 @@ def tokenizer(tmp_path_factory) -> BertTokenizer:
 
 
 @pytest.fixture
-def teacher(tokenizer) -> BertForMaskedLM:
+def teacher(tokenizer):
     """A random BERT of 4 layers whose token types matter, so that leaving them out would show."""
+    import torch
+    from transformers import BertConfig, BertForMaskedLM
+
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -52,8 +59,12 @@ def teacher(tokenizer) -> BertForMaskedLM:
 
 
 @pytest.fixture
-def cut(tokenizer) -> list[np.ndarray]:
+def cut(tokenizer) -> list:
     """Blocks of different lengths."""
+    import numpy as np
+
+    from helpers.data import encoding
+
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(WORDS, size)) for size in random.integers(5, 60, size=40)]
     return encoding.blocks(texts, tokenizer, 24)
@@ -62,6 +73,9 @@ def cut(tokenizer) -> list[np.ndarray]:
 @pytest.fixture(scope="session")
 def frame():
     """The newest records of an experiment as a table: `frame(space, "glue")`; the whole ones are in `record`."""
+    import pandas as pd
+
+    from helpers.measure import records
 
     def read(space, experiment):
         found = records.Evidence(space)(experiment)
@@ -70,9 +84,13 @@ def frame():
     return read
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def one_by_one():
     """Pseudo-log-likelihoods by definition: `one_by_one(model, ids, tokenizer, within_word)`, one copy at a time."""
+    import numpy as np
+    import torch
+
+    asked = {}  # a copy that both ways need is read once
 
     def hidden(model, ids, tokenizer, within_word: bool) -> np.ndarray:
         found = np.full(len(ids), np.nan)
@@ -83,9 +101,11 @@ def one_by_one():
             while within_word and words[end].startswith("##"):
                 end += 1
             copied[place:end] = tokenizer.mask_token_id
-            with torch.no_grad(), head.register_forward_pre_hook(lambda _, given, at=place: (given[0][:, [at]],)):
-                logits = model(input_ids=torch.tensor(copied)[None], attention_mask=torch.ones(1, len(ids))).logits
-            found[place] = logits[0, 0].double().log_softmax(-1)[ids[place]].item()
+            if (copy := (model, place, ids[place], copied.tobytes())) not in asked:
+                with torch.no_grad(), head.register_forward_pre_hook(lambda _, given, at=place: (given[0][:, [at]],)):
+                    logits = model(input_ids=torch.tensor(copied)[None], attention_mask=torch.ones(1, len(ids))).logits
+                asked[copy] = logits[0, 0].double().log_softmax(-1)[ids[place]].item()
+            found[place] = asked[copy]
         return found
 
     return hidden
@@ -94,6 +114,7 @@ def one_by_one():
 @pytest.fixture(scope="session")
 def page():
     """What a notebook's own cells define: `page("05_perplexity", "stages_in_words")`, after its imports."""
+    import nbformat
 
     def defined(name: str, *wanted: str) -> list:
         made = {}

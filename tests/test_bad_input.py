@@ -1,5 +1,6 @@
 """Bad input: what is given, and the one line that says what was wrong. Nothing runs, nothing is left half written."""
 
+import functools
 import json
 import sys
 import tempfile
@@ -123,6 +124,9 @@ COMMANDS += [
 ]
 
 
+read_once = functools.cache(notebooks.Notebook)
+
+
 @pytest.fixture
 def refused(monkeypatch, capsys, tmp_path):
     """Runs the command, and gives the line that it says; nothing may have been run or written."""
@@ -130,6 +134,7 @@ def refused(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(run, "run_all", lambda *_: pytest.fail("it ran"))
     monkeypatch.setattr(run.signal, "signal", lambda *_: None)
     monkeypatch.setenv("SERIES_CALLED_FROM", str(tmp_path))
+    monkeypatch.setattr(notebooks, "Notebook", read_once)  # twelve notebooks for each of a hundred commands
     monkeypatch.setattr(notebooks, "keep_warm", lambda *_: pytest.fail("kernels were started"))
 
     def line(*arguments: str) -> str:

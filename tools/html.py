@@ -100,18 +100,22 @@ def write_pages(workspace: Workspace) -> Path:
 
 
 HIGHLIGHT = Highlight2HTML(pygments_lexer="ipython3")
-EXPORTER = Exporter(template_name="basic", exclude_output_prompt=True)
+CODE: list[str] = []  # of the page at hand, put in at the end: the bulk of it, with nothing to look for
+
+
+def _set_aside(source: str, **_metadata: Any) -> str:
+    CODE.append(HIGHLIGHT(source))
+    return f"[code {len(CODE)}]"
+
+
+# Once for all pages: with other filters it would read its templates anew. None of its preprocessors has anything to do.
+SHAPE = {"template_name": "basic", "exclude_output_prompt": True, "default_preprocessors": []}
+EXPORTER = Exporter(filters={"highlight_code": _set_aside}, **SHAPE)
 
 
 def _page(notebook: nbformat.NotebookNode, names: list[str], report: Path) -> tuple[str, str]:
     """The notebook's title, and itself as HTML, with nothing in it that would have to be fetched or run."""
-    code: list[str] = []  # put in at the end: the bulk of a page, with nothing to look for
-
-    def set_aside(source: str, **_metadata: Any) -> str:
-        code.append(HIGHLIGHT(source))
-        return f"[code {len(code)}]"
-
-    EXPORTER.filters = {"highlight_code": set_aside}
+    CODE.clear()
     soup = BeautifulSoup(EXPORTER.from_notebook_node(notebook)[0], "html.parser")
     for tag in soup.select("script, link, .prompt:empty"):
         tag.decompose()
@@ -130,4 +134,4 @@ def _page(notebook: nbformat.NotebookNode, names: list[str], report: Path) -> tu
             data = base64.b64encode(local.read_bytes()).decode()
             image["src"] = f"data:{mimetypes.guess_type(local.name)[0]};base64,{data}"
     title = soup.h1.get_text().removesuffix("¶") if soup.h1 else "untitled"
-    return escape(title), re.sub(r"\[code (\d+)\]", lambda mark: code[int(mark[1]) - 1], str(soup))
+    return escape(title), re.sub(r"\[code (\d+)\]", lambda mark: CODE[int(mark[1]) - 1], str(soup))

@@ -1,4 +1,4 @@
-"""README's generated parts, from committed records alone: the ledger of claims, and the table of notebooks."""
+"""README's generated parts, from what is committed alone: answers, what became of claims, the table of notebooks."""
 
 import re
 
@@ -7,12 +7,11 @@ import pandas as pd
 
 from helpers import REPOSITORY, ROOT, InputError, profiles
 from helpers.measure.records import Evidence, Workspace
-from helpers.report import claims, tables
+from helpers.report import tables
 
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
 BLOCK = re.compile(r"<!-- begin (?P<name>\S+) -->(?P<text>.*?)<!-- end (?P=name) -->", re.DOTALL)
-READ = "laptop"  # the profile whose executed copies are linked, and whose records are judged
-SHOWN = (READ, "t4")  # profiles whose minutes are shown
+READ = "laptop"  # the profile whose executed copies are linked, whose answers and minutes are shown
 
 
 def fill(check: bool = False) -> list[str]:
@@ -38,42 +37,69 @@ def fill(check: bool = False) -> list[str]:
 
 def blocks() -> dict[str, str]:
     """The generated parts by name, in Markdown; InputError if a record that they are made from is damaged."""
-    evidence = _evidence(READ)
-    judged = claims.judge(evidence)
-    if evidence.problems:
-        raise InputError(evidence.problems[0])
-    caption = f"Profile `{READ}`, ours with a 95% interval. Notebook 10 has the rule, and what each number rests on."
-    ledger = tables.Shown(claims.ledger(judged).drop(columns=["n", "notebook"]), caption)._repr_markdown_()
-    return {"ledger": f"{claims.headline(judged)}\n\n{ledger}", "notebooks": notebook_table()}
+    return {"answers": answers(), "claims": claims(), "notebooks": notebook_table()}
 
 
-def _evidence(profile: str) -> Evidence:
-    return Evidence(Workspace(profiles.load(profile), name=profile))
+def made(name: str) -> pd.DataFrame:
+    """A table that notebook 10 made last."""
+    folder = Workspace(profiles.load(READ), name=READ).tables
+    return pd.read_csv(folder / f"10_{name}.csv", keep_default_na=False, dtype=str)
 
 
-def minutes(profile: str) -> dict[str, float]:
-    """Minutes that the committed records of a profile took to make, by the notebook's number."""
-    evidence, spent = _evidence(profile), {}
+def answers() -> str:
+    """The answers of notebook 10 to what most readers ask, as they stand in its executed copy."""
+    page = nbformat.read(Workspace(profiles.load(READ), name=READ).notebooks / "10_report.ipynb", as_version=4)
+    (cell,) = (cell for cell in page.cells if cell.id == "answers")
+    return next(output.data["text/markdown"] for output in cell.outputs if "text/markdown" in output.get("data", {}))
+
+
+def claims() -> str:
+    """Which claims hold and which don't, how many are open, and where each is read."""
+    ledger = made("ledger")
+    own = {words: rows.claim for words, rows in ledger[ledger.verdict != ""].groupby("verdict", sort=False)}
+    says, rest = [], []
+    for words, found in own.items():
+        if "hold" in words:
+            names = found.str.replace(r" \(\S+\)$", "", regex=True)  # without the source
+            says.append(f"- **{words}** ({len(found)}): {'; '.join(names)}")
+        else:
+            rest.append(f"{len(found)} {words}")
+    page = f"[notebook 10](results/{READ}/notebooks/10_report.ipynb)"
+    return "\n".join([*says, f"- {', '.join(rest)}. Each with its numbers, intervals and source: {page}."])
+
+
+def minutes() -> dict[str, float]:
+    """Minutes that the committed records took to make, by the notebook's number."""
+    evidence, spent = Evidence(Workspace(profiles.load(READ), name=READ)), {}
     for record in [one for folder in sorted(evidence.space.records.glob("*/")) for one in evidence(folder.name)]:
         number = tables.notebook_of(record)
         spent[number] = spent.get(number, 0) + record["provenance"]["seconds"] / 60
+    if evidence.problems:
+        raise InputError(evidence.problems[0])
     return spent
 
 
 def notebook_table(repository: str = REPOSITORY) -> str:
-    """What each notebook answers, where it is read and run, and what it took; no badge while there is no address."""
-    took, rows = {name: minutes(name) for name in SHOWN}, {}
+    """What each notebook asks, what came out, with a link to read it, and what it took; without an address no badge.
+
+    Where a number of the answer is not on record, there is the link alone.
+    """
+    ours = pd.concat([made("ledger").set_index("number").ours, made("answers").set_index("number").ours])
+    ours = ours.str.extract(r"^([^:( ,]+)")[0].groupby(level=0).first()  # without interval and verdict
+    spent, rows = minutes(), {}
     for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
         notebook, number = nbformat.read(path, as_version=4), path.name[:2]
-        title = re.match(r"# \d+ · ([^:\n]+)", notebook.cells[0].source)[1]
-        row = {"the question it answers": notebook.metadata["series"]["question"]}
+        title = re.match(r"# \d+ · ([^:,\n]+)", notebook.cells[0].source)[1]
+        own = notebook.metadata["series"]  # in an answer, names of notebook 10's numbers stand in brackets
+        row, said = {"asks": own["question"]}, own.get("answer", "")
+        known = said and set(re.findall(r"{(.+?)}", said)) <= {*ours.index}
+        answer = re.sub(r"{(.+?)}", lambda name: ours[name[1]], said) if known else "executed"
         copy = f"results/{READ}/notebooks/{path.name}"
-        row["executed"] = f"[read]({copy})" if (ROOT / copy).exists() else tables.NOTHING
+        row["ours"] = f"[{answer}]({copy})" if (ROOT / copy).exists() else tables.NOTHING
         if not repository.startswith("OWNER/"):
             link = f"https://colab.research.google.com/github/{repository}/blob/main/notebooks/{path.name}"
-            row["run it"] = f"{BADGE}({link})"
-        for name, spent in took.items():
-            row[f"minutes, `{name}`"] = f"{spent[number]:.0f}" if number in spent else tables.NOTHING
+            row["run"] = f"{BADGE}({link})"
+        row[f"minutes, `{READ}`"] = f"{spent[number]:.0f}" if number in spent else tables.NOTHING
         rows[f"[{number} · {title}](notebooks/{path.name})"] = row
-    caption = "Minutes are those of the committed records; – where none were made, or where nothing is measured."
+    caption = "Numbers and minutes are those of the committed records; – where there are none."
     return tables.Shown(pd.DataFrame(rows).T.rename_axis("notebook"), caption)._repr_markdown_()

@@ -65,7 +65,9 @@ class Runner:
         options["progress_bar"] = {"desc": notebook.name, "leave": False} if sys.stderr.isatty() else False
         start, problem = time.time(), None
         try:
-            papermill.execute_notebook(source, target, self.given(notebook), **options)
+            known = notebook.parameters | set(notebooks.SET_BY_RUNNER)
+            given = {name: value for name, value in self.parameters.items() if name in known}
+            papermill.execute_notebook(source, target, given, **options)
         except PapermillExecutionError as error:
             problem = f"{error.ename}: {error.evalue}"
         except CellTimeoutError:
@@ -94,11 +96,6 @@ class Runner:
         except (OSError, ValueError, KeyError):
             return False
         return found["duration"] is not None and not found["exception"]
-
-    def given(self, notebook: Notebook) -> dict[str, Any]:
-        """The parameters that a notebook gets."""
-        known = notebook.parameters | set(notebooks.SET_BY_RUNNER)
-        return {name: value for name, value in self.parameters.items() if name in known}
 
     def _made(self, notebook: Notebook, since: float) -> str:
         """How many of its experiments' records, and of its number's tables and figures, have been written since."""

@@ -1,4 +1,4 @@
-"""Models exported for ONNX Runtime and OpenVINO: optimised, in 8 bits, and in the mobile format; `runtimes` asks them.
+"""Models exported for ONNX Runtime and OpenVINO, in fp32 and in 8 bits; `runtimes` asks them.
 
 ONNX Runtime quantizes inputs as they come, and must look at them first, for each product anew. OpenVINO's scales are
 fixed ahead on calibration rows (NNCF, an optional extra), which is free when the model is asked.
@@ -125,19 +125,6 @@ def needs_reduced_range() -> bool:
     """Whether 8-bit products overflow in this processor's 16-bit sums: x86 before VNNI."""
     flags = set(records.cpu()["flags"])
     return bool({"avx2", "avx512f"} & flags) and not {"avx512_vnni", "avx_vnni", "amx_int8"} & flags
-
-
-def mobile(source: Path, folder: Path) -> None:
-    """An exported model in ONNX Runtime's mobile format, `folder`/model.ort: optimised ahead, smaller to run."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.add_session_config_entry("session.save_model_format", "ORT")
-    with pruning.written(folder, source) as building:
-        options.optimized_model_filepath = str(building / "model.ort")
-        onnxruntime.InferenceSession(str(only(source)), options, providers=["CPUExecutionProvider"])
-        quantization.note(quantization.bits_of(source), building)
 
 
 def calibrate(source: Path, folder: Path, examples: Sequence[dict]) -> None:

@@ -7,7 +7,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 from datasets import ClassLabel, Dataset
 from matplotlib.figure import Figure
-from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -29,9 +28,9 @@ from .. import ROOT, InputError, profiles
 from ..data import encoding, hub
 from ..measure import machine, metrics, records, timing
 from ..measure.sweep import Experiment
-from ..models import checkpoints, finetuning, training
+from ..models import checkpoints
 from ..profiles import Profile, Recipe
-from . import pruning, quantization, runtimes, variants
+from . import pruning, runtimes, variants
 from .variants import BASE, EXPORTED, SMALLEST, Variant, parse
 
 VERSION = 1  # raised whenever the code changes the numbers it makes
@@ -53,9 +52,15 @@ class Rows(NamedTuple):
     columns: list[str]
     source: dict
 
+    def read_by(self, folder: Path, length: int) -> list[dict]:
+        """Examples as a model reads them, so many tokens of each: one that was trimmed has a tokenizer of its own."""
+        return encoding.encode_texts(self.dataset, self.columns, AutoTokenizer.from_pretrained(folder), length)
+
 
 class Own(variants.Source):
     """A classifier of anybody's, in fp32 with its tokenizer in `whole`, and the rows that it may learn from again."""
+
+    rows, recovery = 256, RECIPE
 
     def __init__(self, root: Path, origin: dict, train: Rows | None, length: int, precision: str):
         """`origin`: its provenance. `length`: tokens that are read; the rest of a text is cut off."""
@@ -63,33 +68,17 @@ class Own(variants.Source):
         self.whole, self.origin, self.train = root / "original", origin, train
         self.length, self.precision = length, precision
 
-    @functools.cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The original's."""
-        return AutoTokenizer.from_pretrained(self.whole)
+    pad = property(lambda self: AutoTokenizer.from_pretrained(self.whole).pad_token_id)
 
     @functools.cached_property
     def examples(self) -> list[dict]:
         """The rows to learn from, as the original reads them."""
-        drawn = np.random.default_rng(0).permutation(len(self.train.dataset))[:MOST_TRAIN]
-        return encoding.encode_texts(self.train.dataset.select(drawn), self.train.columns, self.tokenizer, self.length)
-
-    @functools.cached_property
-    def taylor(self) -> tuple[Tensor, Tensor]:
-        return pruning.by_loss(quantization.load(self.whole, "cpu"), self.examples, 256, self.tokenizer.pad_token_id)
+        few = pruning.drawn(range(len(self.train.dataset)), MOST_TRAIN)
+        return self.train._replace(dataset=self.train.dataset.select(few)).read_by(self.whole, self.length)
 
     def pieces(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         texts = (text for column in self.train.columns for text in self.train.dataset[column][:])
         return pruning.pieces_of(tokenizer, texts, COMMONEST)
-
-    def recover(self, variant: Variant, pruned: Path) -> PreTrainedModel:
-        """Train what was cut again, half by the labels and half towards what the original says."""
-        pad, model = self.tokenizer.pad_token_id, quantization.load(pruned, "cpu")
-        whole = quantization.load(self.whole, "cpu")
-        taught = finetuning.guided(whole, self.examples, RECIPE.evaluation_batch_size, pad)
-        with training.unfinished(self.path(variant), fresh=False) as place:
-            finetuning.fine_tune(finetuning.FineTuner(model, taught, RECIPE, 0, place, self.precision, pad))
-        return model
 
 
 class Smaller(Experiment):
@@ -102,7 +91,9 @@ class Smaller(Experiment):
     ):
         super().__init__(profile, space)
         self.of, self.dev, self.wanted, self.threads = of, dev, wanted, threads
-        self.config = AutoConfig.from_pretrained(of.whole)
+        self.config, self.labels = AutoConfig.from_pretrained(of.whole), np.asarray(dev.dataset["label"][:])
+        # Accuracy or, of a model that gives a number, the mean of Pearson's and Spearman's correlation.
+        self.score = functools.partial(metrics.quick_score, "stsb" if self.config.num_labels == 1 else "sst2")
 
     @property
     def units(self) -> list[dict]:
@@ -128,27 +119,17 @@ class Smaller(Experiment):
     def measure(self, unit: dict) -> records.Measurement:
         """What a variant answers, its size, and what it takes to start and to hold."""
         folder = self.of.folder(parse(unit["variant"]))
-        run, examples = runtimes.load(folder, self.threads), self.encoded(folder)
+        run, examples = runtimes.load(folder, self.threads), self.dev.read_by(folder, self.of.length)
         logits = np.concatenate([run({name: one[name][None] for name in runtimes.NAMES}) for one in examples])
         said = logits[:, 0] if self.config.num_labels == 1 else logits.argmax(-1)
         given = folder, self.dev.dataset[0][self.dev.columns[0]], self.threads
         alone = [runtimes.alone(*given) for _ in range(self.profile.quantization.repeats)]
-        scores = {"score": score(self.config)(said, self.labels), "size_mb": timing.size_mb(folder)}
+        scores = {"score": self.score(said, self.labels), "size_mb": timing.size_mb(folder)}
         scores |= runtimes.medians(alone)
         details = {"predictions": records.pack(said), "references": records.pack(self.labels)}
         details |= {"checkpoint": checkpoints.file_hash(folder), "alone": alone}
         scores = {name: float(value) for name, value in scores.items()}
         return records.Measurement(scores, [self.dev.source], [self.of.origin], details)
-
-    def encoded(self, folder: Path) -> list[dict]:
-        """The rows as a variant reads them: one that was trimmed has a tokenizer of its own."""
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        return encoding.encode_texts(self.dev.dataset, self.dev.columns, tokenizer, self.of.length)
-
-    @functools.cached_property
-    def labels(self) -> np.ndarray:
-        """What is right, row by row."""
-        return np.asarray(self.dev.dataset["label"][:])
 
 
 class Session(Experiment):
@@ -173,9 +154,12 @@ class Session(Experiment):
     @functools.cached_property
     def runs(self) -> dict[str, tuple[runtimes.Runner, np.ndarray]]:
         """Each model, ready, and the token ids of all rows as it reads them."""
-        folders = {name: self.of.of.folder(parse(name)) for name in self.names}
-        ids = {name: np.concatenate([e["input_ids"] for e in self.of.encoded(one)]) for name, one in folders.items()}
-        return {name: (runtimes.load(one, self.of.threads), ids[name]) for name, one in folders.items()}
+        found, tried = {}, self.of
+        for name in self.names:
+            examples = tried.dev.read_by(folder := tried.of.folder(parse(name)), tried.of.length)
+            ids = np.concatenate([example["input_ids"] for example in examples])
+            found[name] = runtimes.load(folder, tried.threads), ids
+        return found
 
     def measure(self, unit: dict) -> records.Measurement:
         """Milliseconds of each, and how many times as fast as the original it is, pair by pair."""
@@ -187,11 +171,6 @@ class Session(Experiment):
             found[f"{name}_ms"] = 1e3 * np.median(own)
             found |= timing.ratio(taken[BASE], own).named(f"{name}_times_as_fast")
         return records.Measurement({k: float(v) for k, v in found.items()}, [], [], {"seconds": timing.rounded(taken)})
-
-
-def score(config: PretrainedConfig) -> Callable[..., np.ndarray]:
-    """Accuracy or, of a model that gives a number, the mean of Pearson's and Spearman's correlation."""
-    return functools.partial(metrics.quick_score, "stsb" if config.num_labels == 1 else "sst2")
 
 
 def read_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -222,24 +201,22 @@ def read_rows(name: str, split: str, texts: list[str], label: str, most: int, co
     InputError for a label that the model doesn't have, with its row.
     """
     dataset, source = hub.own_rows(name, split, texts, label, most)
-    given, feature = dataset[label][:], dataset.features[label]
+    said, feature = dataset[label][:], dataset.features[label]
     if config.num_labels == 1:
-        numbers = pd.to_numeric(pd.Series(given), errors="coerce").to_numpy(np.float32)
-        if len(wrong := np.flatnonzero(np.isnan(numbers))):
-            what = f"label {given[wrong[0]]!r} of row {wrong[0]}"
-            raise InputError(f"data {name!r}: {what} is no number, and this model gives one")
+        numbers, expected = pd.to_numeric(pd.Series(said), errors="coerce"), "no number, and this model gives one"
     else:
         names = {str(word).strip().casefold(): number for number, word in config.id2label.items()}
         by_number = {str(number): number for number in names.values()}
         nameless = all(re.fullmatch(r"label_\d+", word) for word in names)
         if isinstance(feature, ClassLabel) and not nameless:
-            given = [feature.int2str(value) for value in given]
-        said = [f"{v:g}" if isinstance(v, float) else str(v).strip().casefold() for v in given]
+            said = [feature.int2str(value) for value in said]
+        said = [f"{v:g}" if isinstance(v, float) else str(v).strip().casefold() for v in said]
         table = by_number if not {*said} <= names.keys() and all(map(str.isdigit, said)) else names
-        if wrong := [row for row, word in enumerate(said) if word not in table]:
-            what = f"label {said[wrong[0]]!r} of row {wrong[0]}"
-            raise InputError(f"data {name!r}: {what} is none of {', '.join(table)}")
-        numbers = np.array([table[word] for word in said], dtype=np.int64)
+        numbers, expected = pd.Series(said).map(table), f"none of {', '.join(table)}"
+    if numbers.isna().any():
+        row = numbers.isna().argmax()
+        raise InputError(f"data {name!r}: label {said[row]!r} of row {row} is {expected}")
+    numbers = numbers.to_numpy(np.float32 if config.num_labels == 1 else np.int64)
     made = {f"text{number}": list(map(str, dataset[column][:])) for number, column in enumerate(texts)}
     revision = records.digest({"rows": source["revision"], "labels": numbers.tolist()})
     return Rows(Dataset.from_dict(made | {"label": numbers}), list(made), source | {"revision": revision})
@@ -358,7 +335,7 @@ def tabulate(found: list[dict], timed: list[dict], tried: Smaller, usual: float)
     """
     single = [record for record in timed if record["unit"]["batch"] == 1]
     speed = min(single, key=lambda record: abs(record["unit"]["length"] - usual))
-    rows, rule, base = {}, score(tried.config), records.unpack(found[0]["details"]["predictions"])
+    rows, rule, base = {}, tried.score, records.unpack(found[0]["details"]["predictions"])
     for record in found:
         name, own = record["unit"]["variant"], records.unpack(record["details"]["predictions"])
         fast = [speed["metrics"][f"{name}_times_as_fast{end}"] for end in ("", "_low", "_high")]
@@ -399,14 +376,13 @@ def hand_over(out: Path, tried: Smaller, chosen: str, table: pd.DataFrame, said:
     """
     exported = [name for name in table.index if runtimes.runtime(tried.of.folder(parse(name))) == "onnx"]
     name = chosen if chosen in exported else max(exported, key=lambda one: table.score[one])
-    shown = pd.DataFrame({name: _cells(row) for name, row in table.iterrows()}).T
-    shown.index = list(map(title, table.index))
+    grid = shown(table)
     note = f"Measured on {at['rows']:,} rows; times as fast at {at['length']} tokens, one text at a time, on "
     note += f"{at['threads']} thread(s) of {records.cpu()['model']}, all in turn in one session. " + "; ".join(said[1:])
-    lines = [["", *shown.columns], ["---"] * (1 + shown.shape[1]), *([name, *row] for name, row in shown.iterrows())]
+    lines = [["", *grid.columns], ["---"] * (1 + grid.shape[1]), *grid.reset_index().values.tolist()]
     told = {"title": f"{tried.of.origin['id']}, made smaller", "sentence": said[0], "note": note}
     text = [f"# {told['title']}", said[0], "\n".join(f"| {' | '.join(line)} |" for line in lines), note]
-    page = {name: html.escape(words) for name, words in told.items()} | {"table": shown.to_html(border=0)}
+    page = {name: html.escape(words) for name, words in told.items()} | {"table": grid.to_html(border=0)}
     chart(table).savefig(picture := io.BytesIO(), format="png", dpi=150)
     page["picture"] = base64.b64encode(picture.getvalue()).decode()
     described = tried.config.to_dict() | {"longest": tried.of.length, "variant": name}
@@ -421,17 +397,18 @@ def hand_over(out: Path, tried: Smaller, chosen: str, table: pd.DataFrame, said:
             shutil.copytree(tried.of.folder(parse(chosen)), building / "torch")
 
 
-def _cells(row: pd.Series) -> dict[str, str]:
-    p = "" if pd.isna(row.p) else f" (p {metrics.written(row.p)})"
-    peak = "–" if pd.isna(row.peak_mb) else f"{row.peak_mb:.0f}"
-    return {
-        "score": f"{row.score:.1f}{p}",
-        "same answers (%)": f"{row.agreement:.1f}",
-        "MB": f"{row.mb:.1f}",
-        "peak MB": peak,
-        "times as fast": f"{row.fast:.2f} ({row.low:.2f} to {row.high:.2f})",
-        "cold start (s)": f"{row.cold_s:.2f}",
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """The table as it is read: a row a variant, by its title."""
+    p = ["" if pd.isna(value) else f" (p {metrics.written(value)})" for value in table.p]
+    written = {
+        "score": table.score.map("{:.1f}".format) + p,
+        "same answers (%)": table.agreement.map("{:.1f}".format),
+        "MB": table.mb.map("{:.1f}".format),
+        "peak MB": table.peak_mb.map("{:.0f}".format).replace("nan", "–"),
+        "times as fast": table.apply("{0.fast:.2f} ({0.low:.2f} to {0.high:.2f})".format, axis=1),
+        "cold start (s)": table.cold_s.map("{:.2f}".format),
     }
+    return pd.DataFrame(written).rename(index=title)
 
 
 def chart(table: pd.DataFrame) -> Figure:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import transformers
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils import prune
@@ -40,17 +41,12 @@ class Kept(NamedTuple):
     neurons: list[list[int]]
 
 
-def layers(model: PreTrainedModel) -> list[nn.Module]:
+def layers(model: PreTrainedModel) -> nn.ModuleList:
     """The model's layers; InputError if its architecture is none of `NAMES`."""
     kind = getattr(model.config, "model_type", None)
     if kind not in NAMES:
         raise InputError(f"{type(model).__name__} is none of {', '.join(NAMES)}: its heads are not known here")
-    return list(_stack(model).layer)
-
-
-def _stack(model: PreTrainedModel) -> nn.Module:
-    """What holds a model's layers."""
-    return model.base_model.transformer if model.config.model_type == "distilbert" else model.base_model.encoder
+    return (model.base_model.transformer if kind == "distilbert" else model.base_model.encoder).layer
 
 
 def matrices(model: PreTrainedModel) -> list[dict[str, nn.Linear]]:
@@ -155,14 +151,18 @@ def at_random(model: PreTrainedModel, seed: int) -> tuple[Tensor, Tensor]:
     return tuple(torch.rand(scores.shape, generator=generator) for scores in (heads, neurons))
 
 
+def drawn(rows: Sequence, count: int) -> list:
+    """So many of the rows, drawn once for all."""
+    return [rows[place] for place in np.random.default_rng(0).permutation(len(rows))[:count]]
+
+
 def by_loss(whole: PreTrainedModel, examples: Sequence[dict], rows: int, pad_id: int) -> tuple[Tensor, Tensor]:
     """Taylor importances by the model's own loss on so many of the examples, which have labels; drawn once for all."""
     from ..data import encoding
     from ..models import finetuning
 
-    drawn = np.random.default_rng(0).permutation(len(examples))[:rows]
     # One at a time: a masked-LM loss is a mean over tokens, which would weigh the examples of a batch unequally.
-    batches = (encoding.Padding(pad_id)([examples[row]]) for row in drawn)
+    batches = (encoding.Padding(pad_id)([example]) for example in drawn(examples, rows))
     return taylor(whole, batches, lambda batch: whole(**finetuning.accepted(whole, batch)).loss)
 
 
@@ -230,28 +230,12 @@ def drop_layers(model: PreTrainedModel, stay: int) -> list[int]:
 
     found = layers(model)
     chosen = distillation.choose_layers(len(found), stay)
-    _stack(model).layer = nn.ModuleList([found[number] for number in chosen])
+    for number in sorted({*range(len(found))} - {*chosen}, reverse=True):
+        del found[number]
     model.config.num_hidden_layers = stay
     if kept := getattr(model, "kept", None):
         model.kept = Kept(*([own[number] for number in chosen] for own in kept))
     return chosen
-
-
-def take_away(
-    model: PreTrainedModel, cut_by: str, amount: int, importances: Callable[[str], tuple[Tensor, Tensor]]
-) -> None:
-    """Prune a whole model in place, in one of the ways of `variants.CUTS`; `importances(criterion)` where it asks.
-
-    amount: percent that goes or, of layers, how many stay.
-    """
-    if cut_by == "weights":
-        zero_weights(model, amount / 100)
-    elif cut_by == "layers":
-        drop_layers(model, amount)
-    elif cut_by == "masked":
-        mask(model, choose(importances("taylor"), amount / 100))
-    else:
-        cut(model, choose(importances(cut_by), amount / 100))
 
 
 def pieces_of(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], commonest: int = 0) -> list[int]:
@@ -384,19 +368,24 @@ def save(model: PreTrainedModel, tokenizer_from: Path, folder: Path) -> None:
             (building / FILE).write_text(json.dumps(kept._asdict()))
 
 
-def reshape(model: PreTrainedModel, folder: Path) -> None:
-    """Give a whole model, whatever its weights, the shapes of what is saved in a folder."""
+def kind(folder: Path) -> type:
+    """The class of a saved model."""
+    return getattr(transformers, AutoConfig.from_pretrained(folder).architectures[0])
+
+
+def skeleton(folder: Path) -> PreTrainedModel:
+    """A model without weights, in the shapes of what is saved in a folder, cut or whole."""
+    model = checkpoints.skeleton(kind(folder), AutoConfig.from_pretrained(folder))
     if (folder / FILE).exists():
         cut(model, Kept(**json.loads((folder / FILE).read_text())))
+    return model
 
 
-def load(kind: type, folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A saved model, cut or whole, ready to predict; `kind` is its class."""
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A saved model, cut or whole, ready to predict."""
     if not (folder / FILE).exists():
-        return kind.from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
-    model = checkpoints.skeleton(kind, AutoConfig.from_pretrained(folder))
-    reshape(model, folder)
-    return checkpoints.fill(model, load_file(folder / "model.safetensors")).to(dtype)
+        return kind(folder).from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
+    return checkpoints.fill(skeleton(folder), load_file(folder / "model.safetensors")).to(dtype)
 
 
 def _check_share(share: float) -> None:

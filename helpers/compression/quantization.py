@@ -12,10 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
+from transformers import BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 from transformers.utils.import_utils import is_torchao_available
 
 from .. import InputError
@@ -44,9 +43,9 @@ def save(bits: str, source: Path, target: Path) -> None:
         raise InputError(f"{bits}: {reason}")
     with pruning.written(target, source) as building:
         if bits in DTYPES:
-            _plain(source, DTYPES[bits]).save_pretrained(building)
+            pruning.load(source, DTYPES[bits]).save_pretrained(building)
         elif bits.startswith("torch_"):
-            _save_dynamic(dynamic(_plain(source, torch.float32), "embeddings" in bits), building)
+            _save_dynamic(dynamic(pruning.load(source), "embeddings" in bits), building)
         elif bits.startswith("torchao"):
             _torchao(source).save_pretrained(building)
         else:
@@ -63,8 +62,8 @@ def load(folder: Path, device: str | torch.device) -> PreTrainedModel:
         return _load_dynamic(folder)
     if bits.startswith(("bnb", "torchao")):
         prepare(folder)
-        return _kind(folder).from_pretrained(folder, device_map={"": str(device)}, use_safetensors=True).eval()
-    return _plain(folder, DTYPES[bits]).to(device)
+        return pruning.kind(folder).from_pretrained(folder, device_map={"": str(device)}, use_safetensors=True).eval()
+    return pruning.load(folder, DTYPES[bits]).to(device)
 
 
 def note(bits: str, folder: Path) -> None:
@@ -100,7 +99,7 @@ def why_not(bits: str, device: str = "cpu", cut: bool = False) -> str | None:
 
 def prepare(folder: Path) -> None:
     """Import all that loading the folder's model will need, so that imports and loading can be timed apart."""
-    _kind(folder)
+    pruning.kind(folder)
     kind = bits_of(folder).partition("_")[0]
     if kind == "bnb":
         import_bitsandbytes()
@@ -132,14 +131,6 @@ def packed_bytes(model: nn.Module) -> int:
         else:  # scale and zero point in 8 bytes, bias in 4
             found += layer.out_features * (layer.in_features + 8 + 8 + 4)
     return found
-
-
-def _kind(folder: Path) -> type:
-    return getattr(transformers, AutoConfig.from_pretrained(folder).architectures[0])
-
-
-def _plain(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    return pruning.load(_kind(folder), folder, dtype)
 
 
 def dynamic(model: PreTrainedModel, embeddings: bool) -> PreTrainedModel:
@@ -179,8 +170,7 @@ def _save_dynamic(model: PreTrainedModel, folder: Path) -> None:
 
 def _load_dynamic(folder: Path) -> PreTrainedModel:
     """Each quantized layer from its integers, straight into a model without weights."""
-    model = checkpoints.skeleton(_kind(folder), AutoConfig.from_pretrained(folder))
-    pruning.reshape(model, folder)
+    model = pruning.skeleton(folder)
     tensors, ao = load_file(folder / "model.safetensors"), torch.ao.nn.quantized
     for name in [key.removesuffix(".integers") for key in tensors if key.endswith(".integers")]:
         weight = torch._make_per_channel_quantized_tensor(
@@ -217,7 +207,7 @@ def _torchao(source: Path) -> PreTrainedModel:
     seven = should_reduce_range(torch.device("cpu"))  # of eight bits, where sums of products would overflow
     config = TorchAoConfig(Int8DynamicActivationInt8WeightConfig(reduce_range=seven))
     given = {"quantization_config": config, "dtype": torch.float32, "device_map": {"": "cpu"}}
-    return _kind(source).from_pretrained(source, use_safetensors=True, **given).eval()
+    return pruning.kind(source).from_pretrained(source, use_safetensors=True, **given).eval()
 
 
 def _bitsandbytes(bits: str, source: Path, device: torch.device) -> PreTrainedModel:
@@ -230,7 +220,7 @@ def _bitsandbytes(bits: str, source: Path, device: torch.device) -> PreTrainedMo
         four = {"bnb_4bit_quant_type": kind, "bnb_4bit_use_double_quant": bool(double)}
         config = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=HEADS, **four)
     given = {"quantization_config": config, "dtype": torch.float32, "device_map": {"": str(device)}}
-    return _kind(source).from_pretrained(source, use_safetensors=True, **given).eval()
+    return pruning.kind(source).from_pretrained(source, use_safetensors=True, **given).eval()
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 Nothing heavy is imported before something is made: who only reads records needs the names.
 """
 
+import functools
 import importlib.util
 import re
 import tempfile
@@ -14,6 +15,7 @@ from ..measure import records
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from ..profiles import Profile
 
@@ -175,14 +177,15 @@ def why_not(variant: Variant, device: str = "cpu") -> str | None:
 class Source:
     """Where variants come from: a model fine-tuned or pretrained in this series, a random one, or anybody's own.
 
-    A subclass has `whole`, the folder of the model as it is, and what its variants need of: `taylor`, importances of
-    heads [layers, heads] and neurons [layers, neurons] by the loss; `recover(variant, folder)`, the pruned model of a
-    folder, trained again; `calibration()`, examples by which scales are fixed ahead, input_ids, attention_mask and
-    token_type_ids [tokens] each; `pieces(tokenizer)`, the ids of tokens that stay when the vocabulary is trimmed.
+    A subclass has `whole`, the folder of the model as it is, and what its variants need of: `examples`, labelled rows
+    as it reads them, and `pad`, the padding's id; `rows`, how many of them importances are counted on;
+    `recovery`, the recipe by which what was pruned is trained again; `pieces(tokenizer)`, the ids of tokens that stay
+    when the vocabulary is trimmed.
     """
 
     whole: Path
     hidden = False  # whether it is exported with its last hidden states as a second output
+    device, precision, seed = "cpu", "fp32", 0  # of the training
 
     def __init__(self, root: Path, fresh: bool = False):
         """`root`: where its variants are kept. With `fresh`, what is there already is made again, once."""
@@ -196,6 +199,42 @@ class Source:
             return self.taylor
         model = quantization.load(self.whole, "cpu")
         return pruning.magnitude(model) if criterion == "magnitude" else pruning.at_random(model, seed=0)
+
+    @functools.cached_property
+    def taylor(self) -> "tuple[Tensor, Tensor]":
+        """Importances of heads [layers, heads] and neurons [layers, neurons] by the model's own loss."""
+        from . import pruning, quantization
+
+        return pruning.by_loss(quantization.load(self.whole, self.device), self.examples, self.rows, self.pad)
+
+    def calibration(self) -> list[dict]:
+        """Examples by which scales are fixed ahead: input_ids, attention_mask and token_type_ids [tokens] each."""
+        from . import onnx, pruning
+
+        return pruning.drawn(self.examples, onnx.CALIBRATION_ROWS)
+
+    @functools.cached_property
+    def taught(self) -> list[dict]:
+        """The examples with what the whole model says of them."""
+        from ..models import finetuning
+        from . import quantization
+
+        whole = quantization.load(self.whole, self.device)
+        return finetuning.guided(whole, self.examples, self.recovery.evaluation_batch_size, self.pad)
+
+    def recover(self, variant: Variant, pruned: Path) -> "PreTrainedModel":
+        """Train a pruned model again, half by the labels and half towards the whole model's logits; zeros stay zero."""
+        from ..models import finetuning, training
+        from . import pruning, quantization
+
+        model = quantization.load(pruned, self.device)
+        with training.unfinished(self.path(variant), self.fresh) as unfinished:
+            options = self.recovery, self.seed, unfinished, self.precision, self.pad
+            trainer = finetuning.FineTuner(model, self.taught, *options)
+            if variant.cut == "weights":
+                trainer.add_callback(pruning.KeepZeros(model))
+            finetuning.fine_tune(trainer)
+        return model
 
     def path(self, variant: Variant) -> Path:
         """Where a variant is kept, there or not."""
@@ -245,5 +284,12 @@ def make(variant: Variant, of: Source, target: Path) -> None:
         pruning.save(of.recover(variant, of.folder(variant._replace(recovered=False))), of.whole, target)
     else:
         model = quantization.load(of.whole, "cpu")
-        pruning.take_away(model, variant.cut, variant.amount, of.importances)
+        if variant.cut == "weights":
+            pruning.zero_weights(model, variant.amount / 100)
+        elif variant.cut == "layers":
+            pruning.drop_layers(model, variant.amount)
+        else:
+            masked = variant.cut == "masked"
+            kept = pruning.choose(of.importances("taylor" if masked else variant.cut), variant.amount / 100)
+            (pruning.mask if masked else pruning.cut)(model, kept)
         pruning.save(model, of.whole, target)

@@ -1,18 +1,17 @@
 """Models in fewer bits, with less in them, or both: the experiments of notebooks 06 and 07.
 
-`Compression` measures variants of fine-tuned models, `Losses` those of the pretrained student, and `FullSize` how fast
-and how large they are at the size of the real DistilBERT. `variants.make` makes them all, each from a source below.
+`Compression` measures variants of fine-tuned models, `Losses` those of the pretrained student. `variants.make` makes
+them all, each from a source below; what they take at the size of the real DistilBERT, the pages themselves measure.
 """
 
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import AutoModelForSequenceClassification, DistilBertConfig, PretrainedConfig, PreTrainedModel
 
 from .. import InputError
@@ -21,19 +20,26 @@ from ..compression.variants import BASE, EXPORTED, LABELS, OPENVINO, Variant, pa
 from ..data import encoding, hub
 from ..measure import machine, metrics, records, timing
 from ..measure.sweep import Experiment
-from ..models import checkpoints, finetuning, training
+from ..models import checkpoints
 from ..models.distillation import heldout_losses
 from ..profiles import Profile, Recipe, as_settings
 from . import glue
 from .pretraining import TEACHER, Pretraining
 
 VERSION = 1  # raised whenever the code changes the numbers it makes
-NOT_HERE = "not measured in this profile, which is too small for it (`quantization.full_size`)"
 
 
-def _made_by(variant: Variant) -> dict:
+def made_by(variant: Variant) -> dict:
+    """What makes a variant, as settings have it."""
     made = {"version": VERSION, "packages": variants.packages(variant), "flags": records.processor()["flags"]}
     return made | {"reduce_range": onnx.needs_reduced_range()}
+
+
+def lacking(of: Experiment, unit: dict) -> str | None:
+    """Why the unit's variant cannot be had here; None if it can."""
+    if not of.fresh and of.record(unit):
+        return None  # measured here before, with the same packages: nothing need be tried, which takes long
+    return variants.why_not(parse(unit["variant"]), unit.get("device", "cpu"))
 
 
 class Compression(Experiment):
@@ -70,18 +76,14 @@ class Compression(Experiment):
     def why_not(self, unit: dict) -> str | None:
         if not self.source(unit["task"], unit["model"]).weights:
             return "run notebooks 01 and 02 first, or set `store` to where their results are"
-        if not self.fresh and self.record(
-            unit
-        ):  # measured here before, with the same packages: nothing need be tried, which takes long
-            return None
-        return variants.why_not(parse(unit["variant"]), unit.get("device", "cpu"))
+        return lacking(self, unit)
 
     @property
     def missing(self) -> dict[str, str]:
         """The variants that cannot be had on this processor, each with the reason."""
         unit = {"task": self.own.tasks[0], "model": self.own.models[0]}
-        untried = [name for name in self.variants if self.fresh or not self.record(unit | {"variant": name})]
-        return {name: reason for name in untried if (reason := variants.why_not(self.variants[name]))}
+        reasons = {name: lacking(self, unit | {"variant": name}) for name in self.variants}
+        return {name: reason for name, reason in reasons.items() if reason}
 
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers."""
@@ -119,7 +121,7 @@ class Compression(Experiment):
         details = {"predictions": records.pack(guesses), "references": records.pack(labels)}
         details |= {"seconds": taken, "alone": alone, "checkpoint": checkpoints.file_hash(folder)} | stayed
         scores = {name: float(v) for name, v in (scores | timed | runtimes.medians(alone) | left).items()}
-        return records.Measurement(scores, [source], self.glue.sources(unit, quantization.load(base, "cpu")), details)
+        return records.Measurement(scores, [source], of.sources(quantization.load(base, "cpu")), details)
 
     def predict(self, run: runtimes.Runner, examples: Sequence[dict]) -> np.ndarray:
         """Logits [rows, classes], each row asked for alone: quantized inputs share one scale in a batch."""
@@ -176,6 +178,11 @@ class FineTuned(variants.Source):
         super().__init__(of.space.checkpoints, of.fresh)
         self.of, self.glue, self.task = of, of.glue, {"task": task}
         self.unit = self.task | {"model": model, "seed": of.profile.glue.seeds[0]}  # of notebook 02
+        self.device, self.precision, self.seed = of.glue.device, of.glue.precision, self.unit["seed"]
+        self.rows = of.profile.pruning.calibration_rows
+
+    examples = property(lambda self: self.glue.train_examples(self.task)[0])  # its task's, of training
+    pad = property(lambda self: self.glue.pretraining.tokenizer.pad_token_id)
 
     @functools.cached_property
     def weights(self) -> str | None:
@@ -199,14 +206,18 @@ class FineTuned(variants.Source):
 
     def made_of(self, variant: Variant) -> dict:
         """All that could change a variant itself."""
-        made = _made_by(variant) | {"model": self.weights}
+        made = made_by(variant) | {"model": self.weights}
         if variant.bits in OPENVINO:
             made["calibration_rows"] = onnx.CALIBRATION_ROWS
         elif variant.cut in ("taylor", "masked"):
-            made["calibration_rows"] = self.of.profile.pruning.calibration_rows
+            made["calibration_rows"] = self.rows
         if variant.recovered:
-            made["recovery"] = as_settings(self.recovery) | {"precision": self.glue.precision}
+            made["recovery"] = as_settings(self.recovery) | {"precision": self.precision}
         return made
+
+    def sources(self, model: PreTrainedModel) -> list[dict]:
+        """Provenance of a variant."""
+        return self.glue.sources(self.unit, model)
 
     @property
     def recovery(self) -> Recipe:
@@ -218,41 +229,6 @@ class FineTuned(variants.Source):
         unit = self.task | {"model": self.unit["model"], "variant": variant.name}
         kind = "quantization" if variant.name in LABELS else "pruning"  # what both have is made once
         return self.root / f"{kind}-{records.slug(unit)}-{records.digest(self.made_of(variant))}"
-
-    @functools.cached_property
-    def taylor(self) -> tuple[Tensor, Tensor]:
-        whole, rows = quantization.load(self.whole, self.glue.device), self.of.profile.pruning.calibration_rows
-        return pruning.by_loss(whole, self.examples, rows, self.pad)
-
-    @property
-    def examples(self) -> list[dict]:
-        """The task's training examples."""
-        return self.glue.train_examples(self.task)[0]
-
-    @property
-    def pad(self) -> int:
-        return self.glue.pretraining.tokenizer.pad_token_id
-
-    def calibration(self) -> list[dict]:
-        drawn = np.random.default_rng(0).permutation(len(self.examples))[: onnx.CALIBRATION_ROWS]
-        return [self.examples[row] for row in drawn]
-
-    @functools.cached_property
-    def taught(self) -> list[dict]:
-        """The training examples with what the whole model says of them."""
-        whole, recipe = quantization.load(self.whole, self.glue.device), self.glue.recipe(self.task)
-        return finetuning.guided(whole, self.examples, recipe.evaluation_batch_size, self.pad)
-
-    def recover(self, variant: Variant, pruned: Path) -> PreTrainedModel:
-        """Train a pruned model again, on its task and towards the whole model's logits; zeros stay zero."""
-        model = quantization.load(pruned, self.glue.device)
-        with training.unfinished(self.path(variant), self.fresh) as unfinished:
-            options = self.recovery, self.unit["seed"], unfinished, self.glue.precision, self.pad
-            trainer = finetuning.FineTuner(model, self.taught, *options)
-            if variant.cut == "weights":
-                trainer.add_callback(pruning.KeepZeros(model))
-            finetuning.fine_tune(trainer)
-        return model
 
 
 class Losses(Experiment):
@@ -266,6 +242,7 @@ class Losses(Experiment):
         super().__init__(profile, space, fresh)
         self.name, self.pretraining = name, Pretraining(profile, space)
         self.unit = {"model": "student", "seed": profile.distillation.seeds[0]}
+        self.source = Pretrained(self)
 
     @property
     def units(self) -> list[dict]:
@@ -276,9 +253,9 @@ class Losses(Experiment):
         return [{"model": "student", "variant": one.name} for one in found]
 
     def why_not(self, unit: dict) -> str | None:
-        if not self.pretraining.known(self.unit):
+        if not self.source.weights:
             return "run notebook 01 first, or set `store` to where its results are"
-        return None if not self.fresh and self.record(unit) else variants.why_not(parse(unit["variant"]))
+        return lacking(self, unit)
 
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers."""
@@ -297,116 +274,55 @@ class Losses(Experiment):
         """The losses against the teacher, and the variant's size."""
         plain, _ = self.pretraining.trained(self.unit)
         with tempfile.TemporaryDirectory() as scratch:
-            folder = Pretrained(self, Path(scratch)).folder(parse(unit["variant"]))
+            self.source.root = Path(scratch)  # soon made again, and large
+            folder = self.source.folder(parse(unit["variant"]))
             torch_can = runtimes.runtime(folder) == "torch"
             model = quantization.load(folder, "cpu") if torch_can else onnx.MaskedLM(folder, torch.get_num_threads())
             size = timing.size_mb(folder)
         corpus, text = self.profile.corpus, self.pretraining.text
         count = min(self.profile.quantization.blocks, corpus.heldout_blocks or self.profile.quantization.blocks)
-        sides = model, self.teacher, text.heldout(corpus.heldout, count), self.profile.distillation
+        teacher, blocks = self.pretraining.teacher.to("cpu"), text.heldout(corpus.heldout, count)
+        sides = model, teacher, blocks, self.profile.distillation
         scores = heldout_losses(*sides, self.pretraining.tokenizer.pad_token_id, batch_size=1) | {"size_mb": size}
         return records.Measurement(scores, text.sources, self.pretraining.sources(self.unit, plain), {})
-
-    def make(self, variant: Variant, folder: Path) -> None:
-        """Make a variant of the pretrained student."""
-        with tempfile.TemporaryDirectory() as scratch:
-            variants.make(variant, Pretrained(self, Path(scratch)), folder)
-
-    @functools.cached_property
-    def teacher(self) -> Callable[[dict[str, Tensor], Tensor], tuple[Tensor, Tensor]]:
-        """The teacher, asked as `onnx.MaskedLM` is: all variants ask about the same blocks, and it reads each once."""
-        model, known = self.pretraining.teacher.to("cpu"), {}
-
-        def ask(inputs: dict[str, Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
-            key = inputs["input_ids"].numpy().tobytes()
-            if key not in known:
-                known[key] = checkpoints.encode(model, **inputs)
-            return known[key], checkpoints.vocabulary_logits(model, known[key][chosen])
-
-        return ask
-
-    @functools.cached_property
-    def taylor(self) -> tuple[Tensor, Tensor]:
-        """Importances in the pretrained student, by its own masked-LM loss."""
-        rows, whole = self.profile.pruning.calibration_rows, self.pretraining.checkpoint(self.unit)
-        pad, blocks = self.pretraining.tokenizer.pad_token_id, self.masked_blocks(rows)
-        return pruning.by_loss(quantization.load(whole, "cpu"), blocks, rows, pad)
-
-    def masked_blocks(self, count: int) -> list[dict]:
-        """So many masked blocks of the training text, drawn once for all."""
-        tokenizer, text = self.pretraining.tokenizer, self.pretraining.text.blocks
-        masked = encoding.MaskedBlocks(text, encoding.Masking(tokenizer, self.profile.distillation.mask_rate))
-        return [masked[block] for block in np.random.default_rng(0).permutation(len(text))[:count]]
 
 
 class Pretrained(variants.Source):
     """The student of notebook 01. Its export stays, for both notebooks; all else is in `root`."""
 
     hidden = True
-    taylor = property(lambda self: self.of.taylor)
 
-    def __init__(self, of: Losses, root: Path):
-        super().__init__(root)
-        self.of = of
+    def __init__(self, of: Losses):
+        super().__init__(of.space.checkpoints)
+        self.of, self.pretraining, self.rows = of, of.pretraining, of.profile.pruning.calibration_rows
 
-    @property
-    def whole(self) -> Path:
-        return Path(self.of.pretraining.start(self.of.unit))
+    whole = property(lambda self: Path(self.pretraining.start(self.of.unit)))
+    weights = property(lambda self: self.pretraining.known(self.of.unit))
+    pad = property(lambda self: self.pretraining.tokenizer.pad_token_id)
+    examples = property(lambda self: self.blocks(self.rows))
+
+    def blocks(self, count: int) -> list[dict]:
+        """So many masked blocks of the training text, drawn once for all."""
+        masking = encoding.Masking(self.pretraining.tokenizer, self.of.profile.distillation.mask_rate)
+        return pruning.drawn(encoding.MaskedBlocks(self.pretraining.text.blocks, masking), count)
+
+    def made_of(self, variant: Variant) -> dict:
+        """All that could change a variant itself, as notebook 09 has it."""
+        return {"model": self.weights, "calibration_rows": self.rows}
+
+    def sources(self, model: PreTrainedModel) -> list[dict]:
+        """Provenance of a variant."""
+        return self.pretraining.sources(self.of.unit, model)
 
     def path(self, variant: Variant) -> Path:
         if variant != Variant(bits=EXPORTED):
             return super().path(variant)
-        made = {"model": self.of.pretraining.weights(self.of.unit), "opset": onnx.OPSET}
+        made = {"model": self.pretraining.weights(self.of.unit), "opset": onnx.OPSET}
         made["packages"] = variants.packages(variant)
         return self.of.space.checkpoints / f"exported-{records.slug(self.of.unit)}-{records.digest(made)}"
 
     def calibration(self) -> list[dict]:
-        return [runtimes.unpadded(block["input_ids"]) for block in self.of.masked_blocks(onnx.CALIBRATION_ROWS)]
-
-
-class FullSize(Experiment):
-    """Units {"shape", "variant"}: variants at the size of the real DistilBERT, each timed beside fp32 in one run.
-
-    Time and size depend on shapes alone, so the weights are drawn at random, and nothing is said about accuracy.
-    """
-
-    name = "fullsize"
-
-    def __init__(self, profile: Profile, space: records.Workspace, fresh: bool = False, *, names: Sequence[str]):
-        """`names`: of the variants, as `onnx_int8`, `layers_3` or `random_50_int8`."""
-        super().__init__(profile, space, fresh)
-        self.names = names
-
-    @property
-    def units(self) -> list[dict]:
-        return [{"shape": "distilbert", "variant": name} for name in self.names]
-
-    def why_not(self, unit: dict) -> str | None:
-        variant = parse(unit["variant"])
-        if not self.profile.quantization.full_size:
-            return NOT_HERE
-        if variant.cut not in ("", "random", "layers") or variant.recovered:
-            return "weights know nothing here: expected random_PERCENT or layers_COUNT, and _int8"
-        return variants.why_not(variant)
-
-    def settings(self, unit: dict) -> dict:
-        """All that could change the unit's numbers."""
-        how = {"threads": 1, "length": self.profile.quantization.length, "rules": as_settings(self.profile.timing)}
-        return _made_by(parse(unit["variant"])) | how | {"device": "cpu"} | records.processor()
-
-    @runtimes.threads_kept()
-    def measure(self, unit: dict) -> records.Measurement:
-        """Size, and the latency of one row on one thread beside PyTorch's fp32."""
-        variant = parse(unit["variant"])
-        with tempfile.TemporaryDirectory() as scratch:
-            of = Random(Path(scratch), self.profile.quantization.length)
-            folder = of.folder(variant)
-            run, reference = (runtimes.load(one, threads=1) for one in (folder, of.whole))
-            scores, seconds = timing.beside(lambda: run(of.row), lambda: reference(of.row), self.profile.timing)
-            counted = checkpoints.parameters(quantization.load(of.folder(variant.plain), "cpu"))
-            scores |= {"size_mb": timing.size_mb(folder), "parameters": counted}
-        shape = {"id": "DistilBertConfig()", "revision": None, "weights": "random", "parameters": counted}
-        return records.Measurement({n: float(v) for n, v in scores.items()}, [], [shape], {"seconds": seconds})
+        return [runtimes.unpadded(block["input_ids"]) for block in self.blocks(onnx.CALIBRATION_ROWS)]
 
 
 class Random(variants.Source):

@@ -1,44 +1,43 @@
 """The experiment of notebook 09: the student exported for ONNX Runtime, as an application would run it on a phone."""
 
-import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from .. import InputError
 from ..compression import onnx, quantization, runtimes, variants
 from ..compression.variants import BASE, EXPORTED, FORMATS, HEADS, INT8, MODEL, TASK, Variant, parse
-from ..data import encoding, hub
-from ..measure import machine, records, timing
+from ..data import hub
+from ..measure import machine, records
 from ..measure.sweep import Experiment
 from ..models import checkpoints
 from ..profiles import Profile, as_settings
 from . import compression
 
 VERSION = 2  # raised whenever the code changes the numbers it makes
-SENTENCE = "a story that is told with warmth and without hurry ."  # asked for in a process of its own
 
 
 class Deployed(Experiment):
     """Units {"head", "variant", "format", "threads"}, of the student fine-tuned on SST-2 and of the pretrained one.
 
     The variants are those of notebook 07, and each of them in 8 bits, matrices and embeddings. The pretrained student
-    is pruned without being trained again. What the answers are compared with is on notebook 09's page, which fills in
-    `answers`: of a unit and its runner the metrics, the details and the provenance of what was asked.
+    is pruned without being trained again. How a unit is measured is on notebook 09's page, which fills in `way`, and
+    how a model is put into the mobile format, `mobile`.
     """
 
     name = "edge"
-    answers: Callable[[dict, runtimes.Runner], tuple[dict, dict, list[dict]]]
+    way: Callable[[dict], tuple[dict, dict, list[dict]]]  # of a unit its metrics, details, provenance of data
+    mobile: Callable[[Path, Path], None]  # from a folder into another
 
     def __init__(self, profile: Profile, space: records.Workspace, fresh: bool = False):
         """With `fresh`, models that are there already are exported again; InputError for wrong variants or threads."""
         super().__init__(profile, space, fresh)
         self.own, self.pruned = profile.edge, compression.Compression(profile, space, name="pruning")
-        self.losses, self.tuned = compression.Losses(profile, space, name="pruning"), self.pruned.source(TASK, MODEL)
+        self.losses = compression.Losses(profile, space, name="pruning")
         self.pretraining = self.losses.pretraining
+        self.sources = {TASK: self.pruned.source(TASK, MODEL), "masked_lm": self.losses.source}  # of variants, by head
         self.made: set[Path] = set()  # models exported by this run
         for name in self.own.variants:
             if parse(name).bits != BASE:
@@ -61,14 +60,8 @@ class Deployed(Experiment):
         """ONNX Runtime or the unit's model is missing."""
         if reason := variants.why_not(parse(unit["variant"])._replace(bits=EXPORTED)):
             return reason
-        absent = self.weights[unit["head"]] is None
+        absent = self.sources[unit["head"]].weights is None
         return "run notebooks 01 and 02 first, or set `store` to where their results are" if absent else None
-
-    @functools.cached_property
-    def weights(self) -> dict[str, str | None]:
-        """What each head's whole model is recognised by; None where it has not been made, nor left a record."""
-        pretrained = self.pretraining.known(self.losses.unit)
-        return {TASK: self.tuned.weights, "masked_lm": pretrained}
 
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers."""
@@ -96,35 +89,31 @@ class Deployed(Experiment):
 
     def made_of(self, unit: dict) -> dict:
         """All that could change the exported model itself."""
-        variant, guesses_words = parse(unit["variant"]), unit["head"] != TASK
+        variant = parse(unit["variant"])
         exported = {"version": VERSION, "opset": onnx.OPSET, "packages": variants.packages(Variant(bits=EXPORTED))}
         if variant.bits == INT8:
             exported["reduce_range"] = onnx.needs_reduced_range()
-        rows = self.profile.pruning.calibration_rows
-        whole = {"model": self.weights["masked_lm"], "calibration_rows": rows} if guesses_words else None
-        return {"whole": whole or self.tuned.made_of(variant.plain), "exported": exported}
+        return {"whole": self.sources[unit["head"]].made_of(variant.plain), "exported": exported}
 
     def folder(self, unit: dict) -> Path:
         """Where the unit's model is kept: made now if it isn't there. The format may be "torch", too: the original."""
         variant, name = parse(unit["variant"]), {key: unit[key] for key in ("head", "variant", "format")}
         if unit["format"] == "torch" and unit["head"] == TASK:
-            return self.tuned.folder(variant.plain)
+            return self.sources[TASK].folder(variant.plain)
         folder = self.space.checkpoints / f"edge-{records.slug(name)}-{records.digest(self.made_of(unit))}"
-        if folder not in self.made and (self.fresh or not folder.is_dir()):
-            self._make(name, variant, folder)
-            self.made.add(folder)
-        return folder
-
-    def _make(self, unit: dict, variant: Variant, folder: Path) -> None:
+        if folder in self.made or (folder.is_dir() and not self.fresh):
+            return folder
         if unit["format"] == "torch":
-            self.losses.make(variant, folder)
+            variants.make(variant, self.losses.source, folder)
         elif unit["format"] == "ort":
-            onnx.mobile(self.folder(unit | {"format": "onnx"}), folder)
+            self.mobile(self.folder(unit | {"format": "onnx"}), folder)
         elif variant.bits == INT8:
             onnx.quantize(self.folder(unit | {"variant": variant.plain.name}), folder, embeddings=True)
         else:
             plain = self.original(unit)
             onnx.export(quantization.load(plain, torch.device("cpu")), plain, folder)
+        self.made.add(folder)
+        return folder
 
     def original(self, unit: dict) -> Path:
         """The PyTorch model, in fp32, that the unit's was exported from."""
@@ -132,28 +121,9 @@ class Deployed(Experiment):
 
     @runtimes.threads_kept()
     def measure(self, unit: dict) -> records.Measurement:
-        """Time beside the whole fp32 model's in ONNX format, size, memory, cold start, and how good the answers are."""
-        folder, base = self.folder(unit), self.folder(unit | {"variant": BASE, "format": "onnx"})
-        run, reference = (runtimes.load(one, unit["threads"]) for one in (folder, base))
-        row = np.resize(np.concatenate(self.heldout[0]), (1, self.own.length)).astype(np.int64)
-        row, sources = runtimes.unpadded(row), []
-        scores, seconds = timing.beside(lambda: run(row), lambda: reference(row), self.profile.timing)
-        details = {"seconds": seconds}
-        if self.judged(unit):
-            answered, said, sources = self.answers(unit, run)
-            scores, details = scores | answered, details | said
-        details["alone"] = [runtimes.alone(folder, SENTENCE, unit["threads"]) for _ in range(self.own.repeats)]
+        """Measure one unit; beside it how many parameters are left."""
+        scores, details, sources = self.way(unit)
         plain = quantization.load(self.original(unit), torch.device("cpu"))
-        scores |= runtimes.medians(details["alone"])
-        scores |= {"size_mb": timing.size_mb(folder), "parameters": checkpoints.parameters(plain)}
-        if unit["head"] == TASK:
-            origin = self.pruned.glue.sources(self.tuned.unit, plain)
-        else:
-            origin = self.pretraining.sources(self.losses.unit, plain)
+        scores |= {"parameters": checkpoints.parameters(plain)}
+        origin = self.sources[unit["head"]].sources(plain)
         return records.Measurement({name: float(value) for name, value in scores.items()}, sources, origin, details)
-
-    @functools.cached_property
-    def heldout(self) -> tuple[list[np.ndarray], dict]:
-        """Held-out text in blocks of tokens, and its provenance."""
-        config, tokenizer = self.profile.corpus.heldout, self.pretraining.tokenizer
-        return encoding.corpus_blocks(self.profile, tokenizer, config, "validation", self.own.blocks)

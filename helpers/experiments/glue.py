@@ -57,11 +57,14 @@ class GlueMetric(evaluate.Metric):
         if len(wrong):
             raise InputError(f"{task}: prediction {wrong[0]} is {predictions[wrong[0]]} ({len(wrong)} such): diverged?")
         metrics.check_labels(task, references, GLUE[task].classes)
+        if not GLUE[task].classes and np.ptp(references) == 0:
+            alike = f"all {len(references)} references are {references[0]}"
+            raise InputError(f"{task}: {alike}: no correlation can be told from them")
         return super().compute(predictions=predictions, references=references)
 
     def _compute(self, predictions: Sequence, references: Sequence) -> dict[str, float]:
         both = np.asarray(predictions), np.asarray(references)
-        return {name: metrics.FORMULAS[name](*both) for name in GLUE[self.config_name].metrics}
+        return {name: float(metrics.FORMULAS[name](*both)) for name in GLUE[self.config_name].metrics}
 
 
 class Downstream(Experiment):
@@ -292,7 +295,7 @@ class Imdb(Downstream):
         longer, _, _ = self.examples(unit["length"] + 1, "test")
         cut = np.mean([len(example["input_ids"]) > unit["length"] for example in longer])
         details = {"predictions": records.pack(guesses), "references": records.pack(labels)}
-        return {"accuracy": metrics.accuracy(guesses, labels), "truncated": float(cut)}, details, [source]
+        return {"accuracy": float(metrics.share_equal(guesses, labels)), "truncated": float(cut)}, details, [source]
 
     def reviews(self, split: str) -> tuple[Dataset, dict]:
         """The reviews of a split that are used, and their provenance."""

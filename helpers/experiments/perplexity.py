@@ -1,23 +1,20 @@
-"""Perplexity, as notebook 05 measures it: of models as they are, in 8 bits and fine-tuned on text; and got wrong.
+"""Perplexity, as notebook 05 measures it: of models as they are, in 8 bits and fine-tuned on text.
 
-`Stages` is the grid. Beside it, on the same models: mistakes, made in the ways that the notebook has in its cells; what
-redrawn masks do to a comparison; how fast each stage reads; how fast pseudo-perplexity is.
+`Stages` is the grid. The notebook's own experiments on the same models are in its cells, and begin with `Trial`: on
+mistakes, on masks that are redrawn, on speed.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..compression import quantization
 from ..data import encoding, hub
-from ..measure import machine, metrics, records, timing
+from ..measure import machine, metrics, records
 from ..measure.sweep import Experiment
 from ..models import checkpoints, masked_lm, training
 from ..models.distillation import DistillationTrainer, train
@@ -30,11 +27,8 @@ TEXTS = ("wikitext", "gsm8k_questions", "gsm8k_answers")  # the last: each quest
 SHOWN = TEXTS[:2]  # the texts of the published benchmark
 TUNED_ON = {"wikitext": "wikitext", "wikitext_int8": "wikitext", "gsm8k": "gsm8k_answers"}  # by stage
 JUDGED = ("released", "student")  # models on which mistakes are made
-HALF = "half"  # the base model, computing in half precision where that pays
 FREQUENCIES = (0, 1, 10, 100, 1_000, 10_000)  # lower bounds of groups of tokens, by occurrences in the pretraining text
 PARTS = 8  # of a block
-REDRAWN = 5  # draws of the masks by which a model is compared with itself
-Way = Callable[[dict[str, Tensor]], dict[str, Tensor]]  # of making, from a right batch, the one that is scored
 
 
 class Stages(Downstream):
@@ -240,30 +234,8 @@ def _sums(values: np.ndarray, group: np.ndarray, size: int) -> tuple[np.ndarray,
     return np.bincount(group, values, size), np.bincount(group, minlength=size)
 
 
-@torch.inference_mode()
-def padded_losses(
-    model: PreTrainedModel, masked: encoding.MaskedBlocks, padding: encoding.Padding, way: Way, batch_size: int = 8
-) -> tuple[np.ndarray, np.ndarray]:
-    """Summed losses in nats and numbers of scored positions, both [batches], of padded texts, scored in some way.
-
-    All positions go through the whole head, and the loss is from `labels`, as is usual. What `way` gets has, beside
-    input_ids, attention_mask and labels, the `originals` before masking, and where these are `ordinary` tokens.
-    """
-    sums, counts = [], []
-    for start in range(0, len(masked), batch_size):
-        batch = padding([masked[place] for place in range(start, min(start + batch_size, len(masked)))])
-        batch["originals"] = torch.where(batch["labels"] == encoding.IGNORED, batch["input_ids"], batch["labels"])
-        batch["ordinary"] = torch.isin(batch["originals"], torch.from_numpy(masked.masking.ordinary))
-        given = {name: values.to(model.device) for name, values in way(batch).items()}
-        logits = model(input_ids=given["input_ids"], attention_mask=given["attention_mask"]).logits
-        scored = given["labels"] != encoding.IGNORED
-        sums.append(F.cross_entropy(logits[scored].float(), given["labels"][scored], reduction="sum").item())
-        counts.append(int(scored.sum()))
-    return np.array(sums), np.array(counts)
-
-
 class Trial(Experiment):
-    """A trial on the models of `stages`. One of speed depends on the processor or GPU, and on the threads."""
+    """A trial on the models of `stages`, of which a subclass gives the rest. One of speed depends on the machine."""
 
     name = "perplexity"
 
@@ -275,167 +247,3 @@ class Trial(Experiment):
         gpu = torch.cuda.get_device_name() if self.stages.device.type == "cuda" else None
         on = {"gpu": gpu, "threads": self.profile.threads or torch.get_num_threads()} | records.processor()
         return self.stages.common(unit) | {"trial": TRIAL_VERSION} | (on if self.name == "speed" else {})
-
-
-class Mistakes(Trial):
-    """Units {"model", "stage", "mistake", "text"}: scores that are wrong in one way, and right ones, on padded rows.
-
-    The models are those of the stages, rightly fine-tuned.
-    """
-
-    def __init__(self, stages: Stages, ways: dict[str, Way], spoilt: dict[str, Callable]):
-        """`ways`: to get a batch wrong; `spoilt`: of a model as pretrained, to make one that lacks a part."""
-        super().__init__(stages)
-        self.ways, self.spoilt = {"right": dict} | ways, spoilt
-
-    @property
-    def units(self) -> list[dict]:
-        stages = [stage for name, stage in self.stages.first.items() if name in ("base", "int8", "wikitext")]
-        grid = [(model, stage, way) for model in self.stages.judged for stage in stages for way in self.ways]
-        grid += [(model, {"stage": "base"}, name) for model in self.stages.judged for name in self.spoilt]
-        return [{"model": m} | stage | {"mistake": way, "text": text} for m, stage, way in grid for text in SHOWN]
-
-    def settings(self, unit: dict) -> dict:
-        return super().settings(unit) | self.stages.made_of(unit) | {"rows": self.own.mistake_rows}
-
-    def rows(self, text: str) -> tuple[list[np.ndarray], dict]:
-        """Rows of a data set as they come, empty lines too, cut off at the block length."""
-        corpus = self.profile.corpus
-        where = (corpus.id, corpus.heldout) if text == "wikitext" else ("openai/gsm8k", "main")
-        dataset, source = hub.sample(self.profile, *where, "test", self.own.mistake_rows)
-        texts = dataset["text" if text == "wikitext" else "question"][:]
-        encoded = self.tokenizer(texts, truncation=True, max_length=corpus.block_length)["input_ids"]
-        return [np.array(ids) for ids in encoded], source
-
-    def measure(self, unit: dict) -> records.Measurement:
-        (texts, source), length = self.rows(unit["text"]), self.profile.corpus.block_length
-        masked = encoding.MaskedBlocks(texts, self.stages.masking(0))
-        model = self.spoilt.get(unit["mistake"], lambda model: model)(self.stages.trained(unit))
-        padding, way = encoding.Padding(self.tokenizer.pad_token_id, length), self.ways.get(unit["mistake"], dict)
-        sums, counts = padded_losses(model, masked, padding, way)
-        loss = float(sums.sum() / counts.sum())
-        scores = {"loss": loss, "perplexity": float(np.exp(loss)), "scored": float(counts.sum())}
-        # A hard batch, or one with few scored tokens, weighs too much here; one without any is no batch.
-        scores["mean_of_batch_perplexities"] = float(np.exp(sums[counts > 0] / counts[counts > 0]).mean())
-        scores["padding_share"] = 1 - float(np.mean([len(ids) for ids in texts])) / length
-        details = {"batch_sums": records.pack(sums), "batch_counts": records.pack(counts)}
-        return records.Measurement(scores, [source], self.stages.sources(unit, model), details)
-
-
-class Redrawn(Trial):
-    """One unit: what fine-tuning changes if a model reads the `same` masks before and after, or another draw's."""
-
-    @property
-    def units(self) -> list[dict]:
-        return [{"mistake": "masks redrawn", "model": model, "text": "wikitext"} for model in self.stages.judged[-1:]]
-
-    def settings(self, unit: dict) -> dict:
-        made = self.stages.made_of({"model": unit["model"]} | self.stages.first["wikitext"])
-        return super().settings(unit) | made | {"rows": self.own.mistake_rows, "blocks": self.own.blocks}
-
-    def measure(self, unit: dict) -> records.Measurement:
-        text = self.stages.blocks(unit["text"])
-        pair = [self.stages.load({"model": unit["model"]} | self.stages.first[name]) for name in ("wikitext", "base")]
-        few = text.blocks[: self.own.mistake_rows]
-        draws = [encoding.MaskedBlocks(few, self.stages.masking(draw)) for draw in range(REDRAWN)]
-        losses = [[masked_lm.masked_losses(model, masked, self.tokenizer) for masked in draws] for model in pair]
-        after, before = np.array([[np.concatenate(own).mean() for own in side] for side in losses], dtype=float)
-        gaps = {"same": after - before, "redrawn": after - np.roll(before, -1)}
-        scores = {f"gap_{name}": float(own.mean()) for name, own in gaps.items()}
-        scores |= {f"gap_{name}_std": float(own.std(ddof=1)) for name, own in gaps.items()}
-        details = {"gaps": {name: own.tolist() for name, own in gaps.items()}}
-        return records.Measurement(scores, [text.source], self.stages.sources(unit, pair[0]), details)
-
-
-class Throughput(Trial):
-    """One unit: how fast each model reads at each stage, all of them interleaved, on one batch that is ready-made.
-
-    `half`, beside the stages, is the base model under autocast, where half precision pays on the device.
-    """
-
-    name = "speed"
-
-    @property
-    def units(self) -> list[dict]:
-        return [{"comparison": "stages"}] if self.stages.there else []
-
-    @property
-    def timed(self) -> dict[str, dict]:
-        """What is timed, by name: the units of each model and stage. GSM8K's models are as fast as WikiText-2's."""
-        stages = {name: stage for name, stage in self.stages.first.items() if name != "gsm8k"}
-        stages |= {HALF: {"stage": "base"}} if self.stages.precision != "fp32" else {}
-        return {f"{m} {name}": {"model": m} | stage for m in self.stages.there for name, stage in stages.items()}
-
-    def settings(self, unit: dict) -> dict:
-        made = records.digest({records.slug(one): self.stages.made_of(one) for one in self.timed.values()})
-        stages = list(dict.fromkeys(name.split()[1] for name in self.timed))
-        rules = {"batch_size": self.own.batch_size, "rounds": self.own.rounds, "half": self.stages.precision}
-        return super().settings(unit) | {"models": made, "stages": stages} | rules
-
-    def measure(self, unit: dict) -> records.Measurement:
-        text, device = self.stages.blocks("wikitext"), self.stages.device
-        whole = [ids for ids in text.blocks if len(ids) == self.profile.corpus.block_length]
-        masked = encoding.MaskedBlocks(whole[: self.own.batch_size], self.stages.masking(0))
-        batch = encoding.Padding(self.tokenizer.pad_token_id)([masked[place] for place in range(len(masked))])
-        batch = {name: values.to(device) for name, values in batch.items()}
-        loaded = {name: self.stages.load(one) for name, one in self.timed.items()}
-
-        @torch.inference_mode()
-        def read(name: str) -> None:
-            half = name.endswith(f" {HALF}")
-            with torch.autocast(device.type, machine.DTYPES[self.stages.precision], enabled=half):
-                masked_lm.batch_losses(loaded[name], batch).cpu()  # waits for a GPU
-
-        for name in [*loaded] * 2:  # warm up
-            read(name)
-        runs = {name: lambda _, name=name: timing.timed(lambda: read(name)) for name in loaded}
-        taken = timing.interleaved(runs, range(self.own.rounds))
-        scores, tokens = {}, int(batch["attention_mask"].sum())
-        for name, times in taken.items():
-            label, middle = name.replace(" ", "_"), float(np.median(times))
-            scores |= {f"samples_per_s_{label}": len(masked) / middle, f"tokens_per_s_{label}": tokens / middle}
-            base = taken[f"{name.split()[0]} base"]
-            scores |= timing.ratio(base, times).named(f"times_as_fast_{label}")
-        sources = [s for m in self.stages.there for s in self.stages.sources({"model": m}, loaded[f"{m} base"])]
-        return records.Measurement(scores, [text.source], sources, {"seconds": taken, "tokens": tokens})
-
-
-class Scoring(Trial):
-    """One unit: pseudo-log-likelihoods, all copies together against one at a time, on the same sentences."""
-
-    name = "speed"
-
-    @property
-    def units(self) -> list[dict]:
-        return [{"comparison": "scoring", "model": model} for model in self.stages.judged[-1:]]
-
-    def settings(self, unit: dict) -> dict:
-        made = self.stages.made_of(unit | {"stage": "base"})
-        return super().settings(unit) | made | {"sentences": self.own.sentences}
-
-    def measure(self, unit: dict) -> records.Measurement:
-        texts, source = encoding.sentences(self.profile, self.tokenizer, self.own.sentences)
-        model = self.stages.load(unit | {"stage": "base"})
-        groups = [texts[start : start + 20] for start in range(0, len(texts), 20)]
-
-        def plain(group: list[np.ndarray], within_word: bool = False) -> list[np.ndarray]:
-            return [masked_lm.one_token_at_a_time(model, ids, self.tokenizer, within_word) for ids in group]
-
-        def together(group: list[np.ndarray]) -> list[np.ndarray]:
-            return masked_lm.pseudo_log_likelihoods(model, group, self.tokenizer).alone
-
-        said: dict[Callable, list[np.ndarray]] = {plain: [], together: []}
-
-        def seconds(way: Callable, group: list[np.ndarray]) -> float:
-            return timing.timed(lambda: said[way].extend(way(group)))
-
-        for way in said:  # warm up
-            way(groups[0][:2])
-        taken = timing.interleaved({way.__name__: partial(seconds, way) for way in said}, groups)
-        scores = timing.ratio(taken["plain"], taken["together"]).named("times_as_fast")
-        within = masked_lm.pseudo_log_likelihoods(model, texts, self.tokenizer).within_word, plain(texts, True)
-        for end, both in {"": (said[together], said[plain]), "_within_word": within}.items():
-            ours, loop = (np.array([np.nansum(own) for own in logs]) for logs in both)
-            scores[f"largest_relative_difference{end}"] = float(np.max(np.abs(ours / loop - 1)))
-        scores |= {"sentences": len(texts), "tokens": sum(len(ids) - 2 for ids in texts)}
-        return records.Measurement(scores, [source], self.stages.sources(unit, model), {"seconds": taken})

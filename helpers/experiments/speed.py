@@ -20,8 +20,6 @@ from .pretraining import Pretraining
 
 VERSION = 1  # raised whenever the code changes the numbers it makes
 NAMES = {"full": ("BERT-base", "DistilBERT"), "own": ("teacher", "student")}
-# Rows and columns of the plain matrix product that models are held against: BERT-base's width; enough for a GPU.
-PRODUCTS = {"cpu": 768, "cuda": 4096}
 Way = Callable[["Speed", dict], tuple[dict[str, float], list[dict], dict]]  # metrics, provenance of data, details
 
 

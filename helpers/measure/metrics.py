@@ -1,8 +1,7 @@
 """What a quality is and how sure it is: the nine tasks of GLUE in one table, the metrics of GLUE and SQuAD, intervals
 by the bootstrap, and paired tests.
 
-The arithmetic is scikit-learn's and scipy's, SQuAD's normalisation that of its official script (evaluate-v1.1.py,
-Rajpurkar et al. 2016).
+SQuAD's normalisation is that of its official script (evaluate-v1.1.py, Rajpurkar et al. 2016).
 """
 
 import re
@@ -13,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from .. import InputError
 
@@ -57,76 +55,69 @@ def check_labels(task: str, labels: np.ndarray, classes: int | None) -> None:
         raise InputError(f"{task}: label {value:g} in row {wrong[0]}, expected 0 to {classes - 1}{hint}")
 
 
-def accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
-    """Share of predictions that are right."""
-    return float(accuracy_score(references, predictions))
-
-
-def f1(predictions: np.ndarray, references: np.ndarray) -> float:
-    """F1 of class 1; 0 where neither predictions nor references have any."""
-    return float(f1_score(references, predictions, zero_division=0))
-
-
-def matthews_correlation(predictions: np.ndarray, references: np.ndarray) -> float:
-    """Matthews' correlation; 0 where predictions or references are all alike, since nothing can be told from them."""
-    alike = np.ptp(predictions) == 0 or np.ptp(references) == 0  # which scikit-learn would warn of
-    return 0.0 if alike else float(matthews_corrcoef(references, predictions))
-
-
-def pearson(predictions: np.ndarray, references: np.ndarray) -> float:
-    """Pearson's correlation; 0 where predictions are all alike, as with Matthews', whom scipy would leave undefined."""
-    return _correlation(stats.pearsonr, predictions, references)
-
-
-def spearman(predictions: np.ndarray, references: np.ndarray) -> float:
-    """Pearson's correlation of the ranks, ties sharing their mean rank; 0 where predictions are all alike."""
-    return _correlation(stats.spearmanr, predictions, references)
-
-
-def _correlation(measure, predictions: np.ndarray, references: np.ndarray) -> float:
-    if np.ptp(references) == 0:
-        raise InputError(f"all {len(references)} references are {references[0]}: no correlation can be told from them")
-    return 0.0 if np.ptp(predictions) == 0 else float(measure(predictions, references).statistic)
-
-
-FORMULAS = {formula.__name__: formula for formula in (accuracy, f1, matthews_correlation, pearson, spearman)}
-
-
-def task_score(task: str, metrics: Mapping[str, float]) -> float:
-    """What the task enters the macro score with: the mean of its metrics (mnli: matched)."""
-    return float(np.mean([metrics[name] for name in GLUE[task].metrics]))
-
-
-def quick_score(
-    task: str, answers: np.ndarray, references: np.ndarray, weights: np.ndarray | None = None
-) -> np.ndarray:
-    """`task_score` of answers [rows], each row counting as often as `weights` [..., rows] say (None: once): [...].
-
-    For the many resamples of a bootstrap and of a permutation test: scikit-learn takes one at a time and checks its
-    input thoroughly, which takes longer than the arithmetic; a test holds both equal.
-    """
-    weights = np.ones(len(references)) if weights is None else weights
-    if GLUE[task].classes is None:
-        ranks = [_ranks(values, weights) for values in (answers, references)]
-        return (_quick_correlation(answers, references, weights) + _quick_correlation(*ranks, weights)) / 2
-    right = share_equal(answers, references, weights)
-    if GLUE[task].metrics == ACCURACY:
-        return right
-    tp, positive, true = (weights @ own for own in ((answers == 1) & (references == 1), answers == 1, references == 1))
-    if task == "cola":  # Matthews' correlation
-        n = weights.sum(axis=-1)
-        return _share(n * tp - positive * true, np.sqrt(positive * (n - positive) * true * (n - true)))
-    return (right + _share(2 * tp, positive + true)) / 2
-
-
-def share_equal(answers: np.ndarray, references: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Accuracy, as `quick_score` takes its arguments."""
-    return share_right(answers == references, references, weights)
+# Each metric is of answers and references [rows], each row counting as often as `weights` [..., rows] say (None: once):
+# [...], so that the many resamples of a bootstrap and of a permutation test need no call each. Tests hold them equal to
+# scikit-learn's and scipy's.
 
 
 def share_right(right: np.ndarray, _: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """The mean of answers that already say, row by row, how right each is (0 to 1)."""
     return right.mean() if weights is None else weights @ right / weights.sum(axis=-1)
+
+
+def share_equal(answers: np.ndarray, references: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Accuracy: the share of answers that are right."""
+    return share_right(answers == references, references, weights)
+
+
+def f1(answers: np.ndarray, references: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """F1 of class 1; 0 where neither answers nor references have any."""
+    _, tp, positive, true = _counts(answers, references, weights)
+    return _share(2 * tp, positive + true)
+
+
+def matthews_correlation(answers: np.ndarray, references: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Matthews' correlation; 0 where answers or references are all alike, since nothing can be told from them."""
+    n, tp, positive, true = _counts(answers, references, weights)
+    return _share(n * tp - positive * true, np.sqrt(positive * (n - positive) * true * (n - true)))
+
+
+def pearson(
+    answers: np.ndarray, references: np.ndarray, weights: np.ndarray | None = None, plain: Callable = stats.pearsonr
+) -> np.ndarray:
+    """Pearson's correlation; 0 where answers or references are all alike, as with Matthews'.
+
+    `plain`: the same to scipy's last digit, which takes one sample at a time.
+    """
+    if weights is None:
+        alike = np.ptp(answers) == 0 or np.ptp(references) == 0  # which scipy would leave undefined
+        return np.float64(0 if alike else plain(answers, references).statistic)
+
+    def mean(*factors: np.ndarray) -> np.ndarray:
+        return np.einsum(",".join(["...r"] * (1 + len(factors))) + "->...", weights, *factors) / weights.sum(axis=-1)
+
+    one, other = (values - values.mean(axis=-1, keepdims=True) for values in (answers, references))  # to lose no digits
+    middles = mean(one), mean(other)
+    spreads = [mean(v, v) - middle**2 for v, middle in zip((one, other), middles, strict=True)]
+    told = [own > 1e-14 * (mean(v, v) + 1e-300) for v, own in zip((one, other), spreads, strict=True)]  # not rounding
+    together = mean(one, other) - middles[0] * middles[1]
+    return _share(together, np.sqrt(np.where(told[0] & told[1], spreads[0] * spreads[1], 0)))
+
+
+def spearman(answers: np.ndarray, references: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Pearson's correlation of the ranks, ties sharing their mean rank; 0 where answers or references are all alike."""
+    ranks = [values if weights is None else _ranks(values, weights) for values in (answers, references)]
+    return pearson(*ranks, weights, plain=stats.spearmanr)
+
+
+FORMULAS = {"accuracy": share_equal} | {own.__name__: own for own in (f1, matthews_correlation, pearson, spearman)}
+
+
+def _counts(answers: np.ndarray, references: np.ndarray, weights: np.ndarray | None) -> list[np.ndarray]:
+    """All rows, and those in which class 1 is answered and true, answered, and true."""
+    weights = np.ones(len(references)) if weights is None else weights
+    said, true = answers == 1, references == 1
+    return [weights @ rows for rows in (np.ones(len(true)), said & true, said, true)]
 
 
 def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -137,26 +128,24 @@ def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return (np.cumsum(alike, axis=-1) - (alike - 1) / 2)[..., inverse]
 
 
-def _quick_correlation(one: np.ndarray, other: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    def mean(*factors: np.ndarray) -> np.ndarray:
-        return np.einsum(",".join(["...r"] * (1 + len(factors))) + "->...", weights, *factors) / weights.sum(axis=-1)
-
-    one, other = (values - values.mean(axis=-1, keepdims=True) for values in (one, other))  # to lose no digits
-    middles = mean(one), mean(other)
-    spreads = [mean(v, v) - middle**2 for v, middle in zip((one, other), middles, strict=True)]
-    told = [own > 1e-14 * (mean(v, v) + 1e-300) for v, own in zip((one, other), spreads, strict=True)]  # not rounding
-    together = mean(one, other) - middles[0] * middles[1]
-    return _share(together, np.sqrt(np.where(told[0] & told[1], spreads[0] * spreads[1], 0)))
-
-
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.zeros(np.shape(part)), where=whole != 0)
 
 
+def task_score(task: str, metrics: Mapping[str, float]) -> float:
+    """What the task enters the macro score with: the mean of its metrics (mnli: matched)."""
+    return float(np.mean([metrics[name] for name in GLUE[task].metrics]))
+
+
+def quick_score(
+    task: str, answers: np.ndarray, references: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """`task_score` of answers, as the metrics take their arguments."""
+    return np.mean([FORMULAS[name](answers, references, weights) for name in GLUE[task].metrics], axis=0)
+
+
 def by_guessing(task: str, truth: np.ndarray) -> float:
     """The score on a GLUE task of always giving the answer that is right most often; of a correlation, none."""
-    if task in ("cola", "stsb"):
-        return 0.0
     guess = np.full(len(truth), np.bincount(truth.astype(int)).argmax(), dtype=float)
     return float(quick_score(task, guess, truth))
 
@@ -196,10 +185,8 @@ def resample(
     depend on what else is compared.
     """
     rows, medians = len(references), {model: [] for model in runs}
-    drawing, choosing = (
-        np.random.default_rng(seed),
-        {name: np.random.default_rng([seed, *name.encode()]) for name in runs},
-    )
+    drawing = np.random.default_rng(seed)
+    choosing = {name: np.random.default_rng([seed, *name.encode()]) for name in runs}
     for count in _portions(replicates, rows):
         drawn = drawing.integers(rows, size=(count, rows)) + rows * np.arange(count)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=count * rows).reshape(count, rows).astype(float)

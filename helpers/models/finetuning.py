@@ -52,9 +52,8 @@ def check_labels(classes: int, labels: Sequence) -> None:
     for row, label in enumerate(labels):
         right = np.isfinite(label) if classes == 1 else label in range(classes)
         if not right:
-            raise InputError(
-                f"row {row}: label {label}, expected {'a number' if classes == 1 else f'0 to {classes - 1}'}"
-            )
+            expected = "a number" if classes == 1 else f"0 to {classes - 1}"
+            raise InputError(f"row {row}: label {label}, expected {expected}")
 
 
 class FineTuner(InParts):

@@ -75,31 +75,6 @@ def batch_losses(model: Model, batch: dict[str, Tensor]) -> Tensor:
     return F.cross_entropy(logits.float(), batch["labels"][masked], reduction="none")
 
 
-@torch.inference_mode()
-def one_token_at_a_time(model: Model, ids: np.ndarray, tokenizer: Tokenizer, within_word: bool = False) -> np.ndarray:
-    """The log-probability of each token of one text [tokens] in nats, masked alone; NaN for special tokens.
-
-    `within_word`: masked with the pieces that follow it in its word. This is the definition as a plain loop; what is
-    used is `pseudo_log_likelihoods`, which gives the same and is faster.
-    """
-    found, ends = np.full(len(ids), np.nan), word_ends(ids, tokenizer)
-    for position, token in enumerate(ids):
-        if token not in tokenizer.all_special_ids:
-            masked = torch.tensor(ids, device=model.device)[None]
-            masked[0, position : ends[position] if within_word else position + 1] = tokenizer.mask_token_id
-            logits = model(input_ids=masked).logits[0, position]
-            found[position] = logits.float().log_softmax(-1)[token].item()
-    return found
-
-
-class Copy(NamedTuple):
-    """A copy of a text in which the tokens from `position` up to `end` are masked, and the first of them is asked."""
-
-    text: int
-    position: int
-    end: int
-
-
 class PseudoLikelihoods(NamedTuple):
     """Log-probabilities in nats, one array [tokens] a text, NaN for special tokens."""
 
@@ -130,30 +105,25 @@ def pseudo_log_likelihoods(
     check(model, tokenizer, texts)
     special, ends = set(tokenizer.all_special_ids), [word_ends(ids, tokenizer).tolist() for ids in texts]
     asked = [(text, place) for text, ids in enumerate(texts) for place, token in enumerate(ids) if token not in special]
-    alone = [Copy(text, place, place + 1) for text, place in asked]
-    within = [Copy(text, place, ends[text][place]) for text, place in asked]
-    order, found = sorted({*alone, *within}, key=lambda copy: (-len(texts[copy.text]), copy)), {}
-    while order:
-        size = max(1, tokens_per_batch // len(texts[order[0].text]))
-        now, order = order[:size], order[size:]
-        logs = _asked(model, texts, now, tokenizer.mask_token_id, tokenizer.pad_token_id)
-        found |= dict(zip(now, logs, strict=True))
-    both = PseudoLikelihoods(*([np.full(len(ids), np.nan) for ids in texts] for _ in range(2)))
-    for side, copies in zip(both, (alone, within), strict=True):
-        for copy in copies:
-            side[copy.text][copy.position] = found[copy]
-    return both
+    copies = {(text, place, end) for text, place in asked for end in (place + 1, ends[text][place])}
 
-
-def _asked(model, texts, copies: Sequence[Copy], mask_id: int, pad_id: int) -> list[float]:
-    """The log-probability of the token that each copy asks for."""
-    examples = []
-    for text, position, end in copies:
+    def masked(text: int, place: int, end: int) -> dict[str, np.ndarray]:
         ids, labels = texts[text].copy(), np.full_like(texts[text], encoding.IGNORED)
-        ids[position:end], labels[position] = mask_id, texts[text][position]
-        examples.append({"input_ids": ids, "labels": labels})
-    batch = {name: values.to(model.device) for name, values in encoding.Padding(pad_id)(examples).items()}
-    return (-batch_losses(model, batch)).tolist()
+        ids[place:end], labels[place] = tokenizer.mask_token_id, texts[text][place]
+        return {"input_ids": ids, "labels": labels}
+
+    order, found = sorted(copies, key=lambda copy: (-len(texts[copy[0]]), copy)), {}
+    while order:
+        size = max(1, tokens_per_batch // len(texts[order[0][0]]))
+        now, order = order[:size], order[size:]
+        batch = encoding.Padding(tokenizer.pad_token_id)([masked(*copy) for copy in now])
+        losses = batch_losses(model, {name: values.to(model.device) for name, values in batch.items()})
+        found |= zip(now, (-losses).tolist(), strict=True)
+    both = PseudoLikelihoods(*([np.full(len(ids), np.nan) for ids in texts] for _ in range(2)))
+    for text, place in asked:
+        both.alone[text][place] = found[text, place, place + 1]
+        both.within_word[text][place] = found[text, place, ends[text][place]]
+    return both
 
 
 def words_of(ids: np.ndarray, tokenizer: Tokenizer) -> int:

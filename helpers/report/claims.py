@@ -1,9 +1,8 @@
-"""The claims made about DistilBERT and its kin: the rule of the verdicts, the numbers each hangs on, the ledger.
+"""The claims made about DistilBERT and its kin, and the numbers each hangs on; notebook 10 has the verdicts' rule.
 
 A claim is judged by the released DistilBERT where it has records, else by our student; each row says by which.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -11,12 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .. import ROOT, InputError
+from .. import InputError
 from ..compression.variants import BASE, TASK
 from ..measure import metrics
 from ..measure.records import Evidence, of, slug, unpack
 from . import comparison, language, tables, tradeoffs
-from .comparison import COUNTED, MACRO, SEEDS, WITHOUT_WNLI, Comparison, Finding, Part, subject
+from .comparison import MACRO, WITHOUT_WNLI, Comparison, subject
 from .language import BENCHMARK as WIKI
 from .tables import MODELS, printed, ratio
 
@@ -24,11 +23,34 @@ PAPER, EDGE, MSC = "sanh2019", "reproducibility-extension-challenge", "msc-compr
 TIMED = "median of paired ratios"
 AS_FAST = "latency_times_as_fast"  # as fp32, one row at a time
 EIGHT = f"{BASE}_int8"
-SAID = tables.PUBLISHED / "claims.csv"
 HARDWARE = {  # that claims name: whether a record was made on it
     "a T4": lambda record: "T4" in ((record["provenance"].get("gpu") or {}).get("name") or ""),
     "a phone": lambda record: False,  # phones send times back as a table, which notebook 09 shows
 }
+
+
+class Part(NamedTuple):
+    """One number that a claim hangs on: ours with its 95% interval beside the published one."""
+
+    what: str  # with its unit
+    printed: float | None  # None: the claim names a direction alone
+    none: float  # what it would be without any effect
+    ours: float
+    low: float
+    high: float
+    basis: str  # whose, how often, on what
+    sign: int = 1  # the direction, where no figure is printed
+    decimals: int = 1
+    whole: float | None = None  # what it would be if nothing were lost, where something is said to be kept
+    seeds: int | None = None  # trainings that it rests on, where it is about any
+    beside: bool = False  # measured on other hardware than the claim is about
+
+
+class Finding(NamedTuple):
+    """What was measured of a claim: its numbers, none where it wasn't, and just the records that they are made from."""
+
+    parts: Sequence[Part] = ()
+    records: Sequence[dict] = ()
 
 
 class Missing(Exception):
@@ -66,9 +88,9 @@ def rate(what: str, claimed: float | None, record: dict, metric: str = AS_FAST, 
     return Part(what, claimed, 1, *ours, basis, sign, decimals=2)
 
 
-def counted(what: str, claimed: float | None, none: float, ours: float, sign: int = 1, whose: str = "") -> Part:
+def counted(what: str, claimed: float | None, none: float, ours: float, whose: str = "") -> Part:
     """Something that is counted, and doesn't vary."""
-    return Part(what, claimed, none, ours, ours, ours, f"{whose}; counted" if whose else "counted", sign)
+    return Part(what, claimed, none, ours, ours, ours, f"{whose}; counted" if whose else "counted")
 
 
 def smaller(evidence: Evidence) -> Finding:
@@ -94,13 +116,6 @@ def zeros(evidence: Evidence) -> Finding:
     left = 100 * own["metrics"]["size_mb"] / base["metrics"]["size_mb"]
     parts = [counted("size on disk, left (%)", 100 * size, 100, left, whose=MODELS[name])]
     return Finding([*parts, rate("one row: times as fast", times, own, whose=MODELS[name])], [own, base])
-
-
-def cut_and_int8(evidence: Evidence) -> Finding:
-    """What half of the heads and neurons cut, and 8 bits, cost in speed and answers, as their source has it."""
-    name, used = variants_of(evidence, "pruning", "taylor_50_int8", BASE)
-    times = rate("one row: times as fast", None, used[0], whose=MODELS[name], sign=-1)
-    return Finding([times, kept(name, *used, "8-bit, 50%", "CPU Xeon")], used)
 
 
 def int8_at_full_size(evidence: Evidence) -> Finding:
@@ -148,25 +163,15 @@ def exported(evidence: Evidence) -> Finding:
     return Finding([size, Part("latency of one row, left (%)", 100 * float(paper["latency"]), 100, *ends, TIMED)], used)
 
 
-def bits_on_gpu(evidence: Evidence, variant: str, bits: str, answers: bool = False) -> Finding:
-    """A few bits on a GPU, one row: the speed, and the answers where the claim is about them."""
-    name, used = variants_of(evidence, "quantization", variant, BASE, device="cuda")
-    models = [f"DistilBERT {one}, 0% structured pruning" for one in ("fp32", bits)]
-    claimed = ratio(MSC, "findings", "latency", *models, setup="T4")
-    parts = [rate("one row: times as fast", claimed, used[0], whose=MODELS[name])]
-    parts += [kept(name, *used, f"{bits}, 0%", "T4")] if answers else []
-    return Finding(parts, used)
-
-
 def throughput(evidence: Evidence) -> Finding:
     """How fast DistilBERT reads in 8 bits."""
     own = the(evidence("speed"), comparison="stages")
-    names = [name for name in comparison.SUBJECTS if f"times_as_fast_{name}_int8" in own["metrics"]]
-    if not names:
-        raise Missing
     (gain,) = printed(WIKI, "takeaways", "throughput_gain", "8-bit")
-    metric, claimed = f"times_as_fast_{names[0]}_int8", 1 + gain / 100
-    return Finding([rate("reading in LLM.int8: times as fast", claimed, own, metric, MODELS[names[0]])], [own])
+    for name in comparison.SUBJECTS:
+        if (metric := f"times_as_fast_{name}_int8") in own["metrics"]:
+            what = "reading in LLM.int8: times as fast"
+            return Finding([rate(what, 1 + gain / 100, own, metric, MODELS[name])], [own])
+    raise Missing
 
 
 # --- numbers of answers
@@ -193,23 +198,32 @@ def paired(part: Part, answers: tuple, one: str, other: str, guess: float | None
     return part._replace(ours=float(ours), low=low, high=high, basis=basis)
 
 
-def kept(name: str, own: dict, base: dict, bits: str, setup: str) -> Part:
-    """Of fp32's lead over guessing on SST-2, what a variant keeps; `bits`: what the published one has, and is cut."""
-    variant = own["unit"]["variant"]
-    runs = {one["unit"]["variant"]: unpack(one["details"]["predictions"])[None] for one in (own, base)}
-    truth = unpack(base["details"]["references"])
-    names = [f"DistilBERT {one} structured pruning" for one in (bits, "fp32, 0%")]
-    few, whole = (score / 100 for score in printed(MSC, "findings", "accuracy", *names, setup=setup))
-    guess, what = metrics.by_guessing(TASK, truth), "SST-2: kept of fp32's lead over guessing (%)"
-    claimed = 100 * (few - guess) / (whole - guess)
-    part = Part(what, claimed, 0, 0, 0, 0, MODELS[name], whole=100)
-    return paired(part, (runs, truth, metrics.share_equal), variant, BASE, guess)
+def in_few_bits(
+    evidence: Evidence,
+    variant: str,
+    bits: str,
+    setup: str = "CPU Xeon",
+    experiment: str = "quantization",
+    sign: int = 0,
+    answers: bool = True,
+) -> Finding:
+    """A variant against fp32 on SST-2: its speed for one row if that has a `sign`, and what it keeps of the answers.
 
-
-def int8_answers(evidence: Evidence) -> Finding:
-    """What PyTorch's dynamic int8 keeps on the processor of fp32's lead over guessing."""
-    name, used = variants_of(evidence, "quantization", "torch_int8", BASE)
-    return Finding([kept(name, *used, "8-bit, 0%", "CPU Xeon")], used)
+    `bits`: what the published one has, and what is cut of it. Of its speeds the source is quoted for those on a T4.
+    """
+    name, (own, base) = variants_of(evidence, experiment, variant, BASE, device="cuda" if setup == "T4" else None)
+    parts, printed_as = [], [f"DistilBERT {one} structured pruning" for one in ("fp32, 0%", bits)]
+    if sign:
+        claimed = ratio(MSC, "findings", "latency", *printed_as, setup=setup) if setup == "T4" else None
+        parts.append(rate("one row: times as fast", claimed, own, whose=MODELS[name], sign=sign))
+    if answers:
+        lines, truth = ([unpack(one["details"][kind]) for one in (own, base)] for kind in ("predictions", "references"))
+        guess, what = metrics.by_guessing(TASK, truth[1]), "SST-2: kept of fp32's lead over guessing (%)"
+        whole, few = (score / 100 for score in printed(MSC, "findings", "accuracy", *printed_as, setup=setup))
+        part = Part(what, 100 * (few - guess) / (whole - guess), 0, 0, 0, 0, MODELS[name], whole=100)
+        runs = {variant: lines[0][None], BASE: lines[1][None]}
+        parts.append(paired(part, (runs, truth[1], metrics.share_equal), variant, BASE, guess))
+    return Finding(parts, [own, base])
 
 
 def behind(evidence: Evidence, experiment: str, score: str) -> Finding:
@@ -276,7 +290,7 @@ def less_text(evidence: Evidence) -> Finding:
     """What CoLA and STS-B lose by less text, beyond what SST-2 does."""
     (graded, basis), parts = ablated(evidence, "quarter_text"), []
     for task in [task for task in ("cola", "stsb") if {task, TASK} <= set(graded.tasks)]:
-        drawn = [graded.drawn(name)["quarter_text"] - graded.drawn(name)["student"] for name in (task, TASK)]
+        drawn = [graded.drawn(name, "quarter_text") - graded.drawn(name, "student") for name in (task, TASK)]
         ours = [100 * graded.difference(name, "quarter_text")[0] for name in (task, TASK)]
         what, ends = f"change on {task}, less that on {TASK} (points)", metrics.interval(100 * (drawn[0] - drawn[1]))
         parts.append(Part(what, None, 0, ours[0] - ours[1], *ends, basis, sign=-1, seeds=1))
@@ -306,23 +320,11 @@ def changed(evidence: Evidence, stage: str) -> Finding:
     if stage in language.BENCHMARK_STAGES:
         claimed = float(language.printed(stage=stage)["wikitext"] - language.printed()["wikitext"])
     what, basis = f"masked-LM loss {language.STAGES[stage]}: change (nats)", f"{MODELS[name]}; WikiText-2, by documents"
-    seeds = len(tuned) if "seed" in tuned[0]["unit"] else SEEDS
+    seeds = len(tuned) if "seed" in tuned[0]["unit"] else None
     part = Part(what, claimed, 0, made.mean, made.low, made.high, basis, sign=-1, decimals=3, seeds=seeds)
     return Finding([part], [*of(found, model=name, stage="base"), *tuned])
 
 
-class Claim(NamedTuple):
-    """Something that was said, by whom, and how it is measured here."""
-
-    name: str
-    text: str
-    source: str  # as in results/published/sources.csv
-    notebook: str  # its number
-    hardware: str = ""  # that it is about, of `HARDWARE`: what isn't counted was to be measured there
-    run: str = ""  # what to run where nothing was measured, if it isn't just the notebook
-
-
-TERMS = ("no_distillation", "no_masked_lm", "no_cosine")
 MEASURES: dict[str, Sequence[Callable[[Evidence], Finding]]] = {  # by a claim's name in results/published/claims.csv
     "smaller": [smaller],
     "faster": [faster],
@@ -330,15 +332,15 @@ MEASURES: dict[str, Sequence[Callable[[Evidence], Finding]]] = {  # by a claim's
     "imdb": [partial(behind, experiment="imdb", score="accuracy")],
     "squad": [partial(behind, experiment="squad", score="f1")],
     "twice": [twice],
-    "terms": [partial(without, names=TERMS)],
+    "terms": [partial(without, names=("no_distillation", "no_masked_lm", "no_cosine"))],
     "layers": [partial(without, names=("random",))],
     "text": [less_text],
     "int8": [int8_at_full_size, int8_loss],
-    "eight": [int8_answers],
-    "four_bits": [partial(bits_on_gpu, variant="bnb_nf4", bits="4-bit", answers=True)],
-    "gpu": [partial(bits_on_gpu, variant="bnb_int8", bits="8-bit")],
+    "eight": [partial(in_few_bits, variant="torch_int8", bits="8-bit, 0%")],
+    "four_bits": [partial(in_few_bits, variant="bnb_nf4", bits="4-bit, 0%", setup="T4", sign=1)],
+    "gpu": [partial(in_few_bits, variant="bnb_int8", bits="8-bit, 0%", setup="T4", sign=1, answers=False)],
     "zeros": [zeros],
-    "cutting": [cut_and_int8],
+    "cutting": [partial(in_few_bits, variant="taylor_50_int8", bits="8-bit, 50%", experiment="pruning", sign=-1)],
     "orthogonal": [beside_int8],
     "edge": [exported],
     "phone": [],
@@ -348,8 +350,10 @@ MEASURES: dict[str, Sequence[Callable[[Evidence], Finding]]] = {  # by a claim's
 }
 
 
-CLAIMS = [Claim(**row) for row in pd.read_csv(SAID, dtype=str, keep_default_na=False).to_dict("records")]
-Judged = Sequence[tuple[Claim, Finding]]
+# What was said, by whom (a source's name), and how it is measured here: the notebook's number; the hardware that it is
+# about, of `HARDWARE` (what isn't counted was to be measured there); what to run, if it isn't just the notebook.
+CLAIMS = list(pd.read_csv(tables.PUBLISHED / "claims.csv", dtype=str, keep_default_na=False).itertuples(False, "Claim"))
+Judged = Sequence[tuple[NamedTuple, Finding]]
 
 
 def judge(evidence: Evidence) -> Judged:
@@ -357,7 +361,7 @@ def judge(evidence: Evidence) -> Judged:
     return [(claim, _measured(claim, evidence)) for claim in CLAIMS]
 
 
-def _measured(claim: Claim, evidence: Evidence) -> Finding:
+def _measured(claim: NamedTuple, evidence: Evidence) -> Finding:
     found, problems = [], []
     for measure in MEASURES[claim.name]:
         try:
@@ -375,31 +379,3 @@ def _measured(claim: Claim, evidence: Evidence) -> Finding:
     evidence.problems = list(dict.fromkeys([*evidence.problems, *problems]))
     used = {(r["experiment"], slug(r["unit"])): r for one in found for r in one.records}
     return Finding([part for one in found for part in one.parts], list(used.values()))
-
-
-def ledger(judged: Judged) -> pd.DataFrame:
-    """Table of the claims: a row a number, published and ours; a claim's first has its verdict, source and notebook."""
-    rows = []
-    for claim, finding in judged:
-        (path,) = (ROOT / "notebooks").glob(f"{claim.notebook}_*.ipynb")
-        head = {"claim": f"{claim.text} ({claim.source})", "verdict": f"**{finding.verdict}**"}
-        head["notebook"] = f"[{claim.notebook}]({path.name})"
-        if not finding.parts:
-            lacks = f"needs {claim.hardware}" if claim.hardware else claim.run or f"run {claim.notebook}"
-            rows.append(head | {"ours": f"{tables.NOTHING} {lacks}"})
-        for part in finding.parts:
-            says = f": {part.verdict}" if len(finding.parts) > 1 else ""
-            says = f", beside it: not on {claim.hardware}" if part.beside else says
-            row = {"number": part.what, "ours": part.text + says}
-            row["published"] = None if part.printed is None else f"{part.printed:,.{part.decimals}f}"
-            rows.append(row | {"n": part.basis} | head)
-            head = {"claim": "…", "verdict": "", "notebook": ""}
-    columns = ["claim", "verdict", "number", "published", "ours", "n", "notebook"]
-    return pd.DataFrame(rows, columns=columns, dtype=object).fillna(tables.NOTHING).set_index("claim")
-
-
-def headline(judged: Judged) -> str:
-    """How many claims came out how, in a sentence."""
-    counts = Counter(finding.verdict for _, finding in judged)
-    says = [f"{counts[verdict]} {words}" for verdict, words in COUNTED.items() if counts[verdict]]
-    return f"Of {len(judged)} claims, {', '.join(says)}."

@@ -1,10 +1,8 @@
-"""Models side by side: medians over seeds, what a student keeps of its teacher, paired tests; and ours beside what was
-published: the rule of the verdicts."""
+"""Models side by side: medians over seeds, what a student keeps of its teacher, and paired tests."""
 
 import functools
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,15 +16,6 @@ MACRO, WITHOUT_WNLI = "mean of all tasks", "… without WNLI"
 KEPT = "of the teacher's (%)"
 SURE = 0.05  # p-values below this are called clear
 Runs = dict[str, np.ndarray]  # what is kept of each row, [seeds, rows], by model
-
-
-HOLDS, IN_PART, NOT, UNDECIDED = "holds", "holds in part", "does not hold", "undecided"
-UNMEASURED = "not measured here"
-COUNTED = {HOLDS: "hold", IN_PART: "hold in part", NOT: "do not hold", UNDECIDED: "stay undecided"}
-COUNTED |= {UNMEASURED: "were not measured"}
-ALIKE = 0.05  # of the published effect: what ours may fall short and still count as the same
-HALF = 0.5  # of it: what there must be for a claim to hold in part
-SEEDS = 2  # trainings that a claim about training needs
 SUBJECTS = ("released", "student")
 
 
@@ -68,36 +57,32 @@ class Comparison:
 
     def retention(self, task: str, model: str) -> tuple[float, float, float] | None:
         """What the model keeps of the teacher's score, with a 95% interval; None where the teacher's may be zero."""
-        teacher, drawn = (self._means(task, name) for name in ("teacher", model))
+        teacher, drawn = (self.drawn(task, name) for name in ("teacher", model))
         if metrics.interval(teacher)[0] <= 0.01:
             return None
         return self.score(task, model) / self.score(task, "teacher"), *metrics.interval(drawn / teacher)
 
     def difference(self, task: str, model: str, other: str = "student") -> tuple[float, float, float]:
         """By how much the model is ahead of another, with a 95% bootstrap interval."""
-        between = metrics.interval(self._means(task, model) - self._means(task, other))
+        between = metrics.interval(self.drawn(task, model) - self.drawn(task, other))
         return self.score(task, model) - self.score(task, other), *between
 
     def gap(self, task: str, one: str, other: str) -> tuple[float, float]:
         """By how much `one` is ahead of `other`, and the p-value that they are equally good (permutation test)."""
-        runs, truth = self._runs(task)
+        found = [*self.cells[task, one], *self.cells[task, other]]
+        runs, truth = runs_of(found), unpack(found[0]["details"]["references"])
         score, rounds = partial(metrics.quick_score, task), 2 * self.replicates
         p = metrics.permutation_test(runs[one], runs[other], truth, score, rounds)
         return self.score(task, one) - self.score(task, other), p
 
-    def drawn(self, task: str) -> dict[str, np.ndarray]:
-        """Bootstrap replicates of each model's median score over seeds, on the same rows: [replicates]."""
-        own = {name: [record["details"] for record in self.cells[task, name]] for name in self.models}
-        lines = {name: tuple(kept["predictions"] for kept in cell) for name, cell in own.items()}
-        truth = {name: cell[0]["references"] for name, cell in own.items()}
-        return {name: _drawn(task, name, lines[name], truth[name], self.replicates) for name in own}
-
-    def _means(self, task: str, model: str) -> np.ndarray:
-        return np.mean([self.drawn(t)[model] for t in _tasks(task, self.tasks)], axis=0)
-
-    def _runs(self, task: str) -> tuple[Runs, np.ndarray]:
-        found = [record for name in self.models for record in self.cells[task, name]]
-        return runs_of(found), unpack(found[0]["details"]["references"])
+    def drawn(self, task: str, model: str) -> np.ndarray:
+        """Bootstrap replicates of the median score over seeds, [replicates]; of all models over the same rows."""
+        each = []
+        for name in _tasks(task, self.tasks):
+            own = [record["details"] for record in self.cells[name, model]]
+            lines = tuple(one["predictions"] for one in own)
+            each.append(_drawn(name, model, lines, own[0]["references"], self.replicates))
+        return np.mean(each, axis=0)
 
 
 @functools.lru_cache(1000)  # the same models are compared in several ways
@@ -171,7 +156,7 @@ def p_value(task: str, own: str, other: str, references: str, texts: str | None 
 
 def published(model: str, task: str, tasks: Sequence[str]) -> float:
     """The paper's Table 1, in percent; a macro score is the mean over `tasks` alone, so that it compares with ours."""
-    return float(np.mean([_table_1()[model, t] for t in _tasks(task, tasks)]))
+    return float(np.mean([_table_1()[model, f"glue/{t}"] for t in _tasks(task, tasks)]))
 
 
 def published_share(task: str, tasks: Sequence[str]) -> float:
@@ -180,9 +165,8 @@ def published_share(task: str, tasks: Sequence[str]) -> float:
 
 
 @functools.cache
-def _table_1() -> dict[tuple[str, str], float]:
-    paper = tables.published("sanh2019", "1")
-    return {(row.model, row.dataset.removeprefix("glue/")): float(row.value) for row in paper.itertuples()}
+def _table_1() -> pd.Series:
+    return tables.published("sanh2019", "1").set_index(["model", "dataset"]).value.astype(float)
 
 
 def _tasks(task: str, tasks: Sequence[str]) -> list[str]:
@@ -197,89 +181,3 @@ def ahead(runs: Runs, truth: np.ndarray, score: metrics.Score, one: str, other: 
     p = metrics.permutation_test(runs[one], runs[other], truth, score)
     middle, sure = middles(runs, truth, score), "clear" if p < SURE else "not clear"
     return f"{middle[one] - middle[other]:+z.1f} points, {sure} in a paired test (p {metrics.written(p)})"
-
-
-# --- ours beside what was published
-
-
-class Part(NamedTuple):
-    """One number that a claim hangs on: ours with its 95% interval beside the published one."""
-
-    what: str  # with its unit
-    printed: float | None  # None: the claim names a direction alone
-    none: float  # what it would be without any effect
-    ours: float
-    low: float
-    high: float
-    basis: str  # whose, how often, on what
-    sign: int = 1  # the direction, where no figure is printed
-    decimals: int = 1
-    whole: float | None = None  # what it would be if nothing were lost, where something is said to be kept
-    seeds: int = SEEDS  # trainings that it rests on, where there were any
-    beside: bool = False  # measured on other hardware than the claim is about
-
-    @property
-    def clear(self) -> bool:
-        """Whether the interval leaves out that there is no effect."""
-        return not self.low <= self.none <= self.high
-
-    @property
-    def scaled(self) -> tuple[float, float, float] | None:
-        """The interval's low end, ours and the high end as shares of the published effect; None where none is."""
-        if self.printed is None or self.printed == self.none:
-            return None
-        shares = [(value - self.none) / (self.printed - self.none) for value in (self.low, self.ours, self.high)]
-        return min(shares), shares[1], max(shares)
-
-    @property
-    def verdict(self) -> str:
-        """By the rule that `RULE` states."""
-        if self.beside:
-            return UNMEASURED
-        found = self._effect() if self.whole is None else self._kept()
-        return UNDECIDED if found in (HOLDS, IN_PART) and self.seeds < SEEDS else found
-
-    def _effect(self) -> str:
-        near, one_way = ALIKE * abs(self.none), self.sign * (self.ours - self.none) > 0
-        inside = self.none - near <= self.low and self.high <= self.none + near
-        if self.printed is None:
-            return NOT if inside else UNDECIDED if not self.clear else HOLDS if one_way else NOT
-        if abs(self.printed - self.none) <= near:  # nothing changes
-            outside = self.high < self.none - near or self.low > self.none + near
-            return HOLDS if inside else NOT if outside else UNDECIDED
-        low, share, high = self.scaled
-        if not self.clear:
-            return UNDECIDED if low <= 1 <= high else NOT
-        return HOLDS if share >= 1 - ALIKE else IN_PART if share >= HALF else NOT
-
-    def _kept(self) -> str:
-        lost = self.whole - self.printed
-        if lost / (self.whole - self.none or lost) <= 0:  # nothing is lost
-            return self._replace(printed=self.whole, none=self.whole, whole=None)._effect()
-        least, ours, most = sorted((self.whole - value) / lost for value in (self.low, self.ours, self.high))
-        if least <= 1 + ALIKE:
-            return HOLDS if most <= 1 / HALF else UNDECIDED
-        return IN_PART if ours <= 1 / HALF else NOT
-
-    @property
-    def text(self) -> str:
-        """Ours with its interval, where there is one."""
-        ours, low, high = (f"{value:,.{self.decimals}f}" for value in (self.ours, self.low, self.high))
-        return ours if self.low == self.high else f"{ours} ({low} to {high})"
-
-
-class Finding(NamedTuple):
-    """What was measured of a claim: its numbers, none where it wasn't, and just the records that they are made from."""
-
-    parts: Sequence[Part] = ()
-    records: Sequence[dict] = ()
-
-    @property
-    def verdict(self) -> str:
-        """That of its numbers, where those that count agree."""
-        found = {part.verdict for part in self.parts} or {UNMEASURED}
-        for open_ in (UNMEASURED, UNDECIDED):  # what is open decides, unless something is known to fail
-            if open_ in found and found <= {HOLDS, UNDECIDED, UNMEASURED}:
-                return open_
-        found -= {UNMEASURED, UNDECIDED}
-        return found.pop() if len(found) == 1 else IN_PART

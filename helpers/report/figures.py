@@ -10,9 +10,10 @@ import pandas as pd
 import PIL.Image
 import seaborn as sns
 from IPython.display import Image, Markdown, display
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator
 from PIL.PngImagePlugin import PngInfo
 
 from ..measure.records import Workspace
@@ -35,17 +36,17 @@ def style() -> None:
 def show(space: Workspace, name: str, figure: Figure, caption: str) -> None:
     """Keep a figure as figures/<profile>/<name>.png and display it with its caption, which is its alt text too."""
     space.figures.mkdir(parents=True, exist_ok=True)
-    picture, dpi = BytesIO(), plt.rcParams["savefig.dpi"]
-    if engine := figure.get_layout_engine():  # lay out once: to save a figure that still has its engine draws it twice
+    path, dpi, said = space.figures / f"{name}.png", plt.rcParams["savefig.dpi"], PngInfo()
+    if engine := figure.get_layout_engine():  # lay out and draw once: `savefig` goes through all of it a second time
         engine.execute(figure)
         figure.set_layout_engine("none")
-    figure.savefig(picture, format="rgba", dpi=dpi)
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
     plt.close(figure)
-    said, path = PngInfo(), space.figures / f"{name}.png"
     said.add_text("Description", caption)
     # 256 colours of its own are enough for any figure here, at half the size.
-    size = tuple(int(inches * dpi) for inches in figure.get_size_inches())
-    drawn = PIL.Image.frombytes("RGBA", size, picture.getvalue()).convert("RGB")
+    drawn = PIL.Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     drawn.quantize(256, dither=PIL.Image.Dither.NONE).save(path, pnginfo=said, dpi=(dpi, dpi))
     shown = Image(path.read_bytes(), width=min(900, 90 * figure.get_figwidth()))
     display(shown, metadata={"image/png": {"alt": caption}})
@@ -139,7 +140,7 @@ def _draw_points(axes: plt.Axes, points: pd.DataFrame, cost: str, shown: Collect
     narrow = points[cost].max() < 6 * points[cost].min()
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if narrow else (1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.minorticks_off()  # they are not drawn, but would be laid out
     return best
 
 

@@ -90,6 +90,7 @@ CAST = {  # what a model is called, and its colour, everywhere
     "twin": ("twin, undistilled", "#de8f05"),
     "random": ("student from random weights", "#029e73"),
     "rule": ("a rule that has learnt nothing", "#949494"),
+    "words": ("words counted, no model", "#949494"),
     "no_distillation": ("student without distillation loss", None),
     "no_masked_lm": ("student without masked-LM loss", None),
     "no_cosine": ("student without cosine loss", None),
@@ -99,21 +100,20 @@ MODELS = {key: name for key, (name, _) in CAST.items()}
 COLOURS = {key: colour for key, (_, colour) in CAST.items() if colour}
 
 
-def every_published() -> pd.DataFrame:
-    """All published numbers, one a row, as in results/published/; InputError if the file is missing."""
+def published(source: str | None = None, table: str | None = None) -> pd.DataFrame:
+    """The published numbers, one a row, as in results/published/: all, or of a source, or of one of its tables.
+
+    InputError if there are none of these, or the file is missing.
+    """
     path = PUBLISHED / "published_numbers.csv"
     if not path.exists():
         raise InputError(f"{path} is missing: restore it with git checkout")
-    return pd.read_csv(path, dtype={"table": str})
-
-
-def published(source: str, table: str | None = None) -> pd.DataFrame:
-    """The published numbers of a source, one a row; InputError if there is no such source or table."""
-    numbers = every_published()
-    chosen = numbers[(numbers.source == source) & ((numbers.table == table) | (table is None))]
-    if chosen.empty:
+    numbers = pd.read_csv(path, dtype={"table": str})
+    for column, wanted in (("source", source), ("table", table)):
+        numbers = numbers[(numbers[column] == wanted) | (wanted is None)]
+    if numbers.empty:
         raise InputError(f"no published numbers of {source!r}, table {table!r}")
-    return chosen
+    return numbers
 
 
 def printed(source: str, table: str, metric: str, *models: str, setup: str | None = None) -> list[float]:
@@ -222,17 +222,9 @@ def describe_machine(provenance: dict, settings: dict | None = None) -> str:
 
 
 # The notebook in which an experiment's records are made.
-OWNERS = {"glue": "02", "imdb": "03", "squad": "04", "trivial": "04", "perplexity": "05", "quantization": "06"}
-OWNERS |= {
-    "distillation": "01",
-    "ablation": "01",
-    "pruning": "07",
-    "edge": "09",
-    "arm64": "09",
-    "own": "11",
-    "own_speed": "11",
-    "staircase": "11",
-}
+OWNERS = {"distillation": "01", "ablation": "01", "glue": "02", "imdb": "03", "squad": "04"}
+OWNERS |= {"perplexity": "05", "quantization": "06", "pruning": "07", "edge": "09", "arm64": "09"}
+OWNERS |= {"own": "11", "own_speed": "11", "staircase": "11"}
 
 
 def notebook_of(record: dict) -> str:
@@ -242,7 +234,7 @@ def notebook_of(record: dict) -> str:
         return {"padding": "02", "stages": "05", "scoring": "05"}.get(unit.get("comparison"), "08")
     if experiment == "fullsize":
         return "06" if unit["variant"] in variants.LABELS else "07"
-    return OWNERS[experiment]
+    return OWNERS.get(unit["task"], "02") if experiment == "trivial" else OWNERS[experiment]
 
 
 def source(function: Callable) -> Markdown:

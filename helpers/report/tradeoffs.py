@@ -198,28 +198,12 @@ def in_words(found: Sequence[dict], task: str, model: str) -> str:
     ):
         p = _p(by_name[row.variant], rivals[row.variant])
         says.append(f"- The {what}: {row.label}, {gain}, {row.points:+z.1f} points (p {p}).")
-    peaks = rest.dropna(subset="peak_memory_mb") if "peak_memory_mb" in rest else rest[:0]
-    if len(peaks) > 1:
-        least, most = (peaks.loc[at(peaks.peak_memory_mb)] for at in (pd.Series.idxmin, pd.Series.idxmax))
-        says.append(
-            f"- Peak memory runs from {least.peak_memory_mb:.0f} MB ({least.label}) to {most.peak_memory_mb:.0f} MB "
-            f"({most.label}); fp32 has {whole['peak_memory_mb']:.0f}."
-        )
     slow = rest[rest[f"{TIMES}_high"] < 1]
     says += [f"- Slower than fp32 for one row: {'; '.join(slow.label)}."] if len(slow) else []
     clear = metrics.holm({name: p_value(record, rivals[name]) for name, record in by_name.items()})
     listed = "; ".join(f"{row.label} ({row.points:+z.1f})" for row in rest.itertuples() if row.variant in clear)
     other = f"- Scores clearly other than the whole model's, trained as long (Holm, {len(rest)} comparisons)"
     says.append(f"{other}: {listed or 'none'}.")
-    level = rest[rest.points > -NEAR - 1e-9]
-    if len(level):
-        fastest = dict.fromkeys(level.label[level[metric].idxmax()] for metric in (TIMES, batch))
-        says.append(
-            f"- **To choose by**, among those that lose no more than {NEAR:g} point: the smallest is "
-            f"{level.label[level.size_mb.idxmin()]}; the fastest, for one row and for a batch, "
-            f"{' and '.join(fastest)}; the one that gives fp32's answer most often "
-            f"{level.label[level.agreement.idxmax()]} ({100 * level.agreement.max():.1f}%)."
-        )
     return "\n".join(says)
 
 

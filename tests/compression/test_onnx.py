@@ -79,11 +79,11 @@ def test_what_is_exported_does_not_say_where_f15(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "masked_lm"])
 def test_what_is_exported_gives_the_same_answers(kind, tmp_path, capfd, page):
-    model, (weights,) = make(kind), page("09_edge", "weights")
+    model, (weights, to_ort) = make(kind), page("09_edge", "weights", "to_ort")
     if kind == "distilbert":  # one that has been cut, too
         pruning.cut(model, pruning.choose(pruning.magnitude(model), 0.5))
     onnx.export(model, tmp_path, tmp_path / "fp32")
-    onnx.mobile(tmp_path / "fp32", tmp_path / "ort")
+    to_ort(tmp_path / "fp32", tmp_path / "ort")
     assert not capfd.readouterr().err, "an export says nothing"
     assert {path.name for path in (tmp_path / "ort").iterdir()} == {"model.ort", "variant.json"}
     for folder in ("fp32", "ort"):
@@ -137,7 +137,7 @@ def test_eight_bits_have_a_scale_for_each_output_channel(flags, largest, tmp_pat
         assert np.abs(values).max() == pytest.approx(largest, abs=1), name
 
 
-def test_bad_input_is_refused_in_one_line(tmp_path):
+def test_bad_input_is_refused_in_one_line(tmp_path, page):
     with pytest.raises(InputError, match=r"expected one exported model \(\*.onnx\), found 0: export it first"):
         onnx.quantize(tmp_path, tmp_path / "int8")
     broken = tmp_path / "broken"
@@ -147,7 +147,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path):
         runtimes.load(broken, threads=1)
     (broken / "variant.json").write_text('{"variant": "onnx_fp32"}')
     with pytest.raises(InputError, match="could not be made: "):
-        onnx.mobile(broken, tmp_path / "ort")
+        page("09_edge", "to_ort")[0](broken, tmp_path / "ort")
     assert not (tmp_path / "ort").exists()
 
 

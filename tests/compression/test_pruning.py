@@ -64,7 +64,7 @@ def test_a_cut_model_is_the_masked_one(model, batch, share, tmp_path):
     zeros = (12 - heads) * 4 * size * width + (144 - neurons) * 2 * width
     assert pruning.sparsity(masked) == pytest.approx(zeros / (3 * (4 * width * width + 2 * width * 48)))
     pruning.save(cut, tmp_path, tmp_path / "cut")
-    again = pruning.load(type(cut), tmp_path / "cut")
+    again = pruning.load(tmp_path / "cut")
     assert torch.equal(answer(again, batch), answer(cut, batch))
 
 
@@ -146,7 +146,7 @@ def test_layers_of_a_cut_model_can_be_dropped_too(model, batch, tmp_path):
     pruning.cut(model, pruning.choose(pruning.magnitude(model), 0.3))
     pruning.drop_layers(model, 2)
     pruning.save(model, tmp_path, tmp_path / "m")
-    assert torch.equal(answer(pruning.load(type(model), tmp_path / "m"), batch), answer(model, batch))
+    assert torch.equal(answer(pruning.load(tmp_path / "m"), batch), answer(model, batch))
 
 
 def test_a_checkpoint_that_lacks_a_weight_is_refused(model, tmp_path):
@@ -158,7 +158,7 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(model, tmp_path):
     gone = next(name for name in tensors if name.endswith("1.weight") or "intermediate" in name)
     save_file({name: value for name, value in tensors.items() if name != gone}, tmp_path / "m/model.safetensors")
     with pytest.raises(InputError, match=f"the checkpoint lacks {gone}: save it again"):
-        pruning.load(type(model), tmp_path / "m")
+        pruning.load(tmp_path / "m")
 
 
 def test_no_layer_loses_its_last_head(model):

@@ -68,8 +68,10 @@ def test_recovery_keeps_zeros_and_trains_the_rest(tmp_path, teacher):
 
 
 @pytest.mark.alone
-def test_at_full_size(monkeypatch, tmp_path):
+@pytest.mark.parametrize("notebook", ["06_quantization", "07_pruning"])
+def test_at_full_size(monkeypatch, tmp_path, page, notebook):
     """The same code at a size that a test can wait for."""
+    full_size, _ = page(notebook, "FullSize", "at_full_size")
     small = {"dim": 128, "hidden_dim": 512, "n_layers": 2, "n_heads": 4, "vocab_size": 30522}
     whole = compression.DistilBertConfig
     monkeypatch.setattr(compression, "DistilBertConfig", lambda: whole(**small))
@@ -77,7 +79,8 @@ def test_at_full_size(monkeypatch, tmp_path):
     names = ["fp32", "torch_int8", "random_50", "layers_1", "random_50_int8", "onnx_int8"]
     names += [] if variants.why_not(variants.parse("openvino_int8")) else ["openvino_int8"]
     space = records.Workspace(profile, str(tmp_path))
-    experiment = compression.FullSize(profile, space, names=[*names, "taylor_50", "random_50_recovered"])
+    experiment = full_size(profile, space)
+    experiment.names = [*names, "taylor_50", "random_50_recovered"]
     found = {unit["variant"]: experiment.measure(unit).metrics for unit in experiment.ready}
     assert list(found) == names
     assert found["fp32"]["size_mb"] == pytest.approx(4 * found["fp32"]["parameters"] / 1e6, rel=0.01)
@@ -86,7 +89,8 @@ def test_at_full_size(monkeypatch, tmp_path):
     assert found["random_50_int8"]["size_mb"] < found["onnx_int8"]["size_mb"] < found["fp32"]["size_mb"]
     assert all(one["latency_times_as_fast_low"] <= one["latency_times_as_fast_high"] for one in found.values())
     assert "weights know nothing here" in experiment.plan()
-    mini = compression.FullSize(profiles.load("mini"), space, names=names)
+    mini = full_size(profiles.load("mini"), space)
+    mini.names = names
     with pytest.raises(InputError, match="too small for it"):
         mini.plan()
     assert mini.run() == []

@@ -51,15 +51,16 @@ def test_what_cannot_be_is_refused(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory) -> Path:
+def exported(tmp_path_factory, page) -> Path:
     """A small classifier in fp32 and in 8 bits, in ONNX and in ORT's format."""
+    (to_ort,) = page("09_edge", "to_ort")
     torch.manual_seed(0)
     shape = {"dim": 64, "hidden_dim": 256, "n_layers": 2, "n_heads": 2, "vocab_size": 500}
     folder = tmp_path_factory.mktemp("exported")
     onnx.export(DistilBertForSequenceClassification(DistilBertConfig(**shape)), folder, folder / "fp32")
     onnx.quantize(folder / "fp32", folder / "int8", embeddings=True)
     for name in ("fp32", "int8"):
-        onnx.mobile(folder / name, folder / f"{name}_ort")
+        to_ort(folder / name, folder / f"{name}_ort")
     return folder
 
 

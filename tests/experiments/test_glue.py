@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
 
 from helpers import InputError, profiles
 from helpers.experiments import glue, pretraining
@@ -232,3 +234,22 @@ def test_hidden_labels_are_refused(load, pretrained, monkeypatch):
     monkeypatch.setitem(metrics.GLUE, "mrpc", metrics.GLUE["mrpc"]._replace(rows={"train": 3_668, "test": 1_725}))
     with pytest.raises(sweep.SweepError, match="mrpc, test: label -1 in row 0, expected 0 to 1; GLUE's test labels"):
         made.run([{"task": "mrpc", "model": "student", "seed": 7}])
+
+
+PAIRS = [("a dog ran", "the dog ran"), ("a dog ran", "snow fell"), ("it is late", "it is late"), ("one", "two words")]
+
+
+def test_what_costs_nothing_is_as_by_hand(page):
+    """The rules of notebook 02's page, against scikit-learn called step by step, and the overlap counted."""
+    commonest, counted, shared = page("02_glue", "commonest", "counted", "shared")
+    texts, labels = ["good film", "bad film", "good good play", "bad play"] * 5, np.array([1, 0, 1, 0] * 5)
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    by_hand = LogisticRegression(C=10, max_iter=1000).fit(words.fit_transform(texts), labels)
+    asked = ["a good play", "a bad bad film", "film"]
+    said = counted([(text,) for text in texts], labels, [(text,) for text in asked])
+    assert said.tolist() == by_hand.predict(words.transform(asked)).tolist() and said[:2].tolist() == [1, 0]
+    overlap = shared(PAIRS[:1], np.array([0.5]), PAIRS)
+    np.testing.assert_allclose(overlap, [2 * 2 / 6, 0, 1, 0])
+    classes = shared(PAIRS * 10, np.array([1, 0, 1, 0] * 10), PAIRS)
+    assert classes.tolist() == [1, 0, 1, 0]
+    assert commonest(PAIRS, np.array([1, 0, 1]), PAIRS).tolist() == [1] * 4

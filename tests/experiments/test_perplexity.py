@@ -114,10 +114,11 @@ def test_each_mistake_has_the_labels_of_its_name(tokenizer):
     assert labels[1:4] != [7, 8, 9]
 
 
-def test_the_right_way_among_the_mistakes_is_the_masked_lm_loss(teacher, tokenizer, cut):
+def test_the_right_way_among_the_mistakes_is_the_masked_lm_loss(teacher, tokenizer, cut, page):
+    (padded_losses,) = page("05_perplexity", "padded_losses")
     masked, padding = encoding.MaskedBlocks(cut, encoding.Masking(tokenizer)), encoding.Padding(0, 32)
     given = []
-    sums, counts = perplexity.padded_losses(teacher, masked, padding, lambda batch: given.append(batch) or batch, 3)
+    sums, counts = padded_losses(teacher, masked, padding, lambda batch: given.append(batch) or batch, 3)
     losses = np.concatenate(masked_lm.masked_losses(teacher, masked, tokenizer))
     assert sums.sum() / counts.sum() == pytest.approx(losses.mean(), abs=1e-5) and counts.sum() == len(losses)
     for ids, row in zip(cut, torch.cat([batch["originals"] for batch in given]), strict=True):
@@ -126,33 +127,37 @@ def test_the_right_way_among_the_mistakes_is_the_masked_lm_loss(teacher, tokeniz
     assert ordinary == [len(ids) - 2 for ids in cut], "no padding, and neither [CLS] nor [SEP]"
 
 
-def test_mistakes_are_made_on_every_stage_and_the_head_on_the_first(stages, monkeypatch):
+def test_mistakes_are_made_on_every_stage_and_the_head_on_the_first(stages, page):
     left = {"head left as initialised": of_notebook(stages.tokenizer)["fresh_head"]}
-    trial = perplexity.Mistakes(stages, of_notebook(stages.tokenizer)["ways"], left)
+    *_, mistakes = page("05_perplexity", "padded_losses", "raw_rows", "mistaken", "Mistakes")
+    trial = mistakes(stages, of_notebook(stages.tokenizer)["ways"], left)
     tried = [stages.first[name] for name in ("base", "int8", "wikitext") if name in stages.first]
     assert len(trial.units) == (7 * len(tried) + 1) * 2
     found = {r["unit"]["mistake"]: r["metrics"] for r in trial.run(trial.units[:14] + trial.units[-2:])}
     assert found["nothing masked"]["loss"] != found["right"]["loss"] != found["head left as initialised"]["loss"]
     assert found["labels copied from the inputs"]["scored"] == 8 * stages.profile.corpus.block_length
     batches = np.array([2.0, 0.0, 30.0]), np.array([2, 0, 10])
-    monkeypatch.setattr(perplexity, "padded_losses", lambda *_: batches)
+    trial.measure.__globals__["padded_losses"] = lambda *_: batches
     mean = trial.measure(trial.units[0]).metrics["mean_of_batch_perplexities"]
     assert mean == pytest.approx((math.e + math.e**3) / 2), "a batch without any scored token is no batch"
 
 
-def test_the_same_masks_leave_less_noise_in_a_difference(stages, monkeypatch):
+def test_the_same_masks_leave_less_noise_in_a_difference(stages, monkeypatch, page):
+    _, redrawn = page("05_perplexity", "by_draw", "Redrawn")
     base = stages.load({"model": "student", "stage": "base"})
     monkeypatch.setattr(stages, "load", lambda unit: base)
-    (unit,) = perplexity.Redrawn(stages).units
-    measured = perplexity.Redrawn(stages).measure(unit)
+    (unit,) = redrawn(stages).units
+    measured = redrawn(stages).measure(unit)
     gaps = measured.details["gaps"]
-    assert len(gaps["same"]) == len(gaps["redrawn"]) == perplexity.REDRAWN
+    assert len(gaps["same"]) == len(gaps["redrawn"]) == 5
     assert np.abs(gaps["same"]).max() < 1e-5 < 0.01 < np.std(gaps["redrawn"]), "they are one and the same model"
     assert measured.metrics["gap_redrawn_std"] == pytest.approx(np.std(gaps["redrawn"], ddof=1))
 
 
-def test_reading_and_scoring_are_timed_on_the_same_input(stages):
-    (read,), (scored,) = perplexity.Throughput(stages).run(), perplexity.Scoring(stages).run()
+def test_reading_and_scoring_are_timed_on_the_same_input(stages, page):
+    used = "every_stage", "in_turn", "speeds", "one_token_at_a_time", "loop_and_together"
+    *_, throughput, scoring = page("05_perplexity", *used, "Throughput", "Scoring")
+    (read,), (scored,) = throughput(stages).run(), scoring(stages).run()
     names = {name for name in stages.first if name != "gsm8k"} | ({"half"} if stages.precision != "fp32" else set())
     assert set(read["details"]["seconds"]) == {f"student {name}" for name in names}
     assert all(len(own) == FEW["rounds"] for own in read["details"]["seconds"].values())

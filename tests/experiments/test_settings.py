@@ -14,16 +14,17 @@ from helpers.measure import records
 def settings_of(profile: profiles.Profile, space: records.Workspace, units: dict[str, list[dict]], page):
     """A function of a record's experiment and unit: the settings that the code gives it today."""
     stages, pretrained = perplexity.Stages(profile, space), pretraining.Pretraining(profile, space)
-    ways = {unit["mistake"]: dict for unit in units["perplexity"] if "mistake" in unit}
+    names = "every_stage", "Mistakes", "Redrawn", "Throughput", "Scoring"
+    _, mistakes, redrawn, throughput, scoring = page("05_perplexity", *names)
     own = {
         "distillation": pretrained,
         "speed": speed.Speed(profile, space),
         "speed padding": page("02_glue", "PaddingTrial")[0](profile, space),
-        "speed stages": perplexity.Throughput(stages),
-        "speed scoring": perplexity.Scoring(stages),
+        "speed stages": throughput(stages),
+        "speed scoring": scoring(stages),
         "perplexity": stages,
-        "perplexity mistake": perplexity.Mistakes(stages, ways, {}),
-        "perplexity redrawn": perplexity.Redrawn(stages),
+        "perplexity mistake": mistakes(stages, {}, {}),
+        "perplexity redrawn": redrawn(stages),
         "ablation": glue.Ablation(profile, space),
         "ablation text": pretraining.Ablated(profile, space),
         "glue": glue.Glue(profile, space),
@@ -37,8 +38,7 @@ def settings_of(profile: profiles.Profile, space: records.Workspace, units: dict
     for name in ("quantization", "pruning"):
         own[name] = compression.Compression(profile, space, name=name)
         own[f"{name} text"] = compression.Losses(profile, space, name=name)
-    names = sorted({unit["variant"] for unit in units["fullsize"]})
-    own["fullsize"] = compression.FullSize(profile, space, names=names) if names else None
+    own["fullsize"] = page("07_pruning", "FullSize")[0](profile, space)
 
     def settings(name: str, unit: dict) -> dict:
         kind = {"speed": unit.get("comparison", ""), "ablation": "" if "task" in unit else "text"}.get(name, "")
@@ -125,13 +125,13 @@ def test_another_processor_of_the_same_name_is_another_setting_a6(monkeypatch, t
     stages = perplexity.Stages(profile, space)
     experiment = {
         "padding": lambda: page("02_glue", "PaddingTrial")[0](profile, space),
-        "throughput": lambda: perplexity.Throughput(stages),
-        "scoring": lambda: perplexity.Scoring(stages),
+        "throughput": lambda: page("05_perplexity", "every_stage", "Throughput")[1](stages),
+        "scoring": lambda: page("05_perplexity", "Scoring")[0](stages),
         "edge": lambda: edge.Deployed(profile, space),
-        "fullsize": lambda: compression.FullSize(profile, space, names=["fp32"]),
+        "fullsize": lambda: page("07_pruning", "FullSize")[0](profile, space),
         "speed": lambda: speed.Speed(profile, space),
     }[which]()
-    unit = experiment.units[0]
+    unit = experiment.units[0] if which != "fullsize" else {"shape": "distilbert", "variant": "fp32"}
     digests = set()
     for flags in (["avx2"], ["avx2", "avx512_vnni"]):
         monkeypatch.setattr(records, "cpu", lambda flags=flags: {"model": "AMD EPYC", "flags": flags})

@@ -49,13 +49,14 @@ def texts(pieces) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("tokens_per_batch", [1, 100, 8192])
-def test_all_copies_together_are_one_at_a_time(one_by_one, reader, texts, pieces, tokens_per_batch):
+def test_all_copies_together_are_one_at_a_time(one_by_one, reader, texts, pieces, tokens_per_batch, page):
+    (one_token_at_a_time,) = page("05_perplexity", "one_token_at_a_time")
     found = masked_lm.pseudo_log_likelihoods(reader, texts, pieces, tokens_per_batch)
     for number, ids in enumerate(texts):
         np.testing.assert_allclose(found.alone[number], one_by_one(reader, ids, pieces, False), rtol=1e-4)
         np.testing.assert_allclose(found.within_word[number], one_by_one(reader, ids, pieces, True), rtol=1e-4)
         np.testing.assert_allclose(
-            masked_lm.one_token_at_a_time(reader, ids, pieces),
+            one_token_at_a_time(reader, ids, pieces),
             one_by_one(reader, ids, pieces, False),
             rtol=1e-4,
         )

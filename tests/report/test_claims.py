@@ -11,7 +11,22 @@ from helpers import ROOT, profiles
 from helpers.measure import metrics, records
 from helpers.measure.records import pack
 from helpers.report import claims, tables
-from helpers.report.comparison import HOLDS, IN_PART, NOT, UNDECIDED, UNMEASURED, Finding, Part
+from helpers.report.claims import Finding, Part
+
+HOLDS, IN_PART, NOT, UNDECIDED = "holds", "holds in part", "does not hold", "undecided"
+UNMEASURED = "not measured here"
+
+
+@pytest.fixture
+def verdict(page):
+    """Notebook 10's, on a number or on all of a claim's."""
+    *_, on_one, on_all = page("10_report", "scaled", "effect", "kept", "written", "verdict", "verdict_of")
+    return lambda found: on_all(found) if isinstance(found, Finding) else on_one(found)
+
+
+@pytest.fixture
+def ledger(page):
+    return page("10_report", "scaled", "effect", "kept", "written", "verdict", "verdict_of", "numbers_of", "ledger")[-1]
 
 
 def part(printed: float | None, none: float, ours: float, low: float, high: float, sign: int = 1) -> Part:
@@ -19,7 +34,7 @@ def part(printed: float | None, none: float, ours: float, low: float, high: floa
 
 
 @pytest.mark.parametrize(
-    ("given", "verdict"),
+    ("given", "expected"),
     [
         ((40, 0, 39.4, 39.4, 39.4), HOLDS),  # within a twentieth
         ((40, 0, 37.9, 37.9, 37.9), IN_PART),
@@ -42,12 +57,12 @@ def part(printed: float | None, none: float, ours: float, low: float, high: floa
         ((None, 0, 0.02, 0.01, 0.03, -1), NOT),
     ],
 )
-def test_the_rule(given, verdict):
-    assert part(*given).verdict == verdict
+def test_the_rule(given, expected, verdict):
+    assert verdict(part(*given)) == expected
 
 
 @pytest.mark.parametrize(
-    ("ours", "verdict"),
+    ("ours", "expected"),
     [
         ((98.0, 97.0, 99.0), HOLDS),
         ((95.7, 93.1, 97.9), NOT),  # three times what the paper loses, and not what it keeps: IMDb's case
@@ -56,33 +71,32 @@ def test_the_rule(given, verdict):
         ((99.5, 99.0, 100.0), HOLDS),
     ],
 )
-def test_what_is_kept_is_judged_by_what_is_lost_b6(ours, verdict):
+def test_what_is_kept_is_judged_by_what_is_lost_b6(ours, expected, verdict):
     """Point B6: a tolerance of 5% of what is kept let three times the published loss hold."""
     kept = Part("kept", 98.5, 50, *ours, "n", whole=100)
-    assert kept.verdict == verdict
-    assert kept._replace(printed=100.3).verdict in (HOLDS, UNDECIDED, NOT), "published as a gain"
+    assert verdict(kept) == expected
+    assert verdict(kept._replace(printed=100.3)) in (HOLDS, UNDECIDED, NOT), "published as a gain"
 
 
-def test_shares_of_the_published_effect():
-    assert part(-3, 0, -1.5, -3, 1.5).scaled == (-0.5, 0.5, 1.0)
-    assert part(None, 0, 1, 0, 2).scaled is None
+def test_shares_of_the_published_effect(page):
+    (scaled,) = page("10_report", "scaled")
+    assert scaled(part(-3, 0, -1.5, -3, 1.5)) == (-0.5, 0.5, 1.0)
+    assert scaled(part(None, 0, 1, 0, 2)) is None
 
 
-def test_training_needs_more_than_one_seed_b5():
+def test_training_needs_more_than_one_seed_b5(verdict):
     """Point B5: a second distillation "held" on one seed."""
     ahead = Part("F1", 1.1, 0, 2.2, 1.8, 2.6, "1 seed", seeds=1)
-    assert ahead.verdict == UNDECIDED and ahead._replace(seeds=2).verdict == HOLDS
-    assert ahead._replace(ours=0.1, low=0.05, high=0.2).verdict == NOT
+    assert verdict(ahead) == UNDECIDED and verdict(ahead._replace(seeds=2)) == HOLDS
+    assert verdict(ahead._replace(ours=0.1, low=0.05, high=0.2)) == NOT
 
 
-def test_an_undecided_number_refutes_nothing_a2():
+def test_an_undecided_number_refutes_nothing_a2(verdict):
     """Point A2: three intervals with both nothing and all in them made "does not hold" in the headline."""
     wide, holds, fails = Part("n", -3, 0, -1, -5, 4, "n"), part(1.6, 1, 2, 1.9, 2.1), part(1.6, 1, 1.1, 1, 1.2)
-    assert wide.verdict == UNDECIDED and Finding([wide, wide, wide]).verdict == UNDECIDED
-    assert Finding([holds, wide]).verdict == UNDECIDED and Finding([fails, wide]).verdict == NOT
-    assert Finding([holds, fails, wide]).verdict == IN_PART
-    judged = [(claims.CLAIMS[0], Finding([wide])), (claims.CLAIMS[1], Finding([holds]))]
-    assert claims.headline(judged) == "Of 2 claims, 1 hold, 1 stay undecided."
+    assert verdict(wide) == UNDECIDED and verdict(Finding([wide, wide, wide])) == UNDECIDED
+    assert verdict(Finding([holds, wide])) == UNDECIDED and verdict(Finding([fails, wide])) == NOT
+    assert verdict(Finding([holds, fails, wide])) == IN_PART
 
 
 def write(folder, experiment: str, unit: dict, metrics: dict, started: str = "2026-01-01", **details) -> None:
@@ -104,15 +118,16 @@ ANSWERS = ("int8_or_pruning", "is_it_97", "gain_by_teaching")
 
 def answered(page, evidence: records.Evidence, judged: claims.Judged) -> list[tuple[str, dict]]:
     """What notebook 10 answers to a stranger's three questions, with the answers' numbers."""
-    _, int8_or_pruning, is_it_97, gain_by_teaching = page("10_report", "bought", *ANSWERS)
+    rule = "scaled", "effect", "kept", "written", "verdict", "verdict_of"
+    *_, int8_or_pruning, is_it_97, gain_by_teaching = page("10_report", *rule, "bought", *ANSWERS)
     (whole,) = [finding for claim, finding in judged if claim.name == "glue"]
     return [int8_or_pruning(page("10_report", "points_of")[0](evidence)), is_it_97(whole), gain_by_teaching(evidence)]
 
 
-def test_without_records_every_claim_says_what_it_needs(evidence, page):
+def test_without_records_every_claim_says_what_it_needs(evidence, page, verdict, ledger):
     judged = claims.judge(evidence)
-    made = claims.ledger(judged)
-    assert {finding.verdict for _, finding in judged} == {UNMEASURED} and len(made) == len(claims.CLAIMS)
+    made = ledger(judged)
+    assert {verdict(finding) for _, finding in judged} == {UNMEASURED} and len(made) == len(claims.CLAIMS)
     assert made.ours.str.fullmatch("– (run .*|needs a (T4|phone))").all()
     assert (made.published == "–").all(), "nothing is filled in"
     assert answered(page, evidence, judged) == [(tables.MISSING, {})] * 3
@@ -131,29 +146,30 @@ def test_the_newest_record_of_a_unit_counts_and_a_damaged_one_is_named(evidence)
     assert len(evidence.problems) == 1 and "broken.json: not a whole record" in evidence.problems[0]
 
 
-def test_a_record_of_an_older_form_is_told_and_the_rest_goes_on(evidence):
+def test_a_record_of_an_older_form_is_told_and_the_rest_goes_on(evidence, verdict):
     write(evidence.space.records, "speed", {"pair": "full", "alone": 3}, {"size": 1.0})
     judged = {claim.name: finding for claim, finding in claims.judge(evidence)}
-    assert judged["smaller"].verdict == UNMEASURED
+    assert verdict(judged["smaller"]) == UNMEASURED
     (problem,) = evidence.problems
     assert "lacks 'small_parameters'" in problem and "older form" in problem
 
 
-def test_without_the_published_numbers_the_report_says_so(evidence, monkeypatch, tmp_path, page):
+def test_without_the_published_numbers_the_report_says_so(evidence, monkeypatch, tmp_path, page, verdict):
     _, slips, doubts = page("10_report", "noted", "slips", "doubts")
     assert len(slips()) > 3 and doubts().count("\n- ") > 3
     write(evidence.space.records, "speed", {"pair": "full", "alone": 3}, {"small_parameters": 1, "large_parameters": 2})
     monkeypatch.setattr(tables, "PUBLISHED", tmp_path)
-    assert {finding.verdict for _, finding in claims.judge(evidence)} == {UNMEASURED}
+    assert {verdict(finding) for _, finding in claims.judge(evidence)} == {UNMEASURED}
     assert "published_numbers.csv is missing: restore it" in evidence.problems[0]
     assert slips().empty and "restore it" in doubts()
 
 
-def test_parameters_are_counted(evidence):
+def test_parameters_are_counted(evidence, verdict, page):
     counts = {"large_parameters": 109_482_240, "small_parameters": 66_362_880}
     write(evidence.space.records, "speed", {"pair": "full", "alone": 3}, counts)
     found = claims.smaller(evidence)
-    assert found.parts[0].text == "39.4" and found.verdict == HOLDS
+    (written,) = page("10_report", "written")
+    assert written(found.parts[0]) == "39.4" and verdict(found) == HOLDS
 
 
 def test_what_guessing_scores_is_as_scikit_learn_has_it():
@@ -174,12 +190,12 @@ def reviewed(folder, **right: int) -> None:
         write(folder, "imdb", {"model": model, "length": 256, "seed": 0}, {"accuracy": count / 1000}, **lines)
 
 
-def test_points_behind_the_teacher_are_judged_by_what_the_paper_says(evidence):
+def test_points_behind_the_teacher_are_judged_by_what_the_paper_says(evidence, verdict):
     reviewed(evidence.space.records, teacher=900, student=860)
     (found,) = claims.behind(evidence, "imdb", "accuracy").parts
     assert found.ours == pytest.approx(-4) and found.low < -4 < found.high < -0.6
     assert found.printed == -0.6 and found.whole == 0 and found.none == pytest.approx(50 - 90)
-    assert found.basis == "student; 1 seed, 1,000 rows" and found.verdict == NOT
+    assert found.basis == "student; 1 seed, 1,000 rows" and verdict(found) == NOT
 
 
 def test_the_released_model_is_judged_where_it_has_records_a3(evidence):
@@ -218,21 +234,21 @@ def test_a_gpu_beside_the_processor_is_no_second_record_a4(evidence, page):
     assert "4.0 times as fast" in answer(points)[0] and len(advice(points)) > 3
 
 
-def test_another_processor_gives_no_verdict_a1(evidence):
+def test_another_processor_gives_no_verdict_a1(evidence, verdict, ledger):
     """Point A1: 8 bits' throughput on a T4 was refuted by two threads of a processor."""
     ends = {f"times_as_fast_student_int8{end}": value for end, value in (("", 0.97), ("_low", 0.95), ("_high", 0.99))}
     write(evidence.space.records, "speed", {"comparison": "stages"}, ends)
     judged = {claim.name: found for claim, found in claims.judge(evidence)}
-    assert judged["rate"].verdict == UNMEASURED and judged["rate"].parts[0].beside
-    ours = claims.ledger(list((claim, judged[claim.name]) for claim in claims.CLAIMS)).ours
+    assert verdict(judged["rate"]) == UNMEASURED and judged["rate"].parts[0].beside
+    ours = ledger(list((claim, judged[claim.name]) for claim in claims.CLAIMS)).ours
     assert ours.str.contains("0.97 (0.95 to 0.99), beside it: not on a T4", regex=False).sum() == 1
     path = next((evidence.space.records / "speed").glob("*.json"))
     path.write_text(path.read_text().replace('"gpu": null', '"gpu": {"name": "Tesla T4"}'))
     judged = {claim.name: found for claim, found in claims.judge(evidence)}
-    assert judged["rate"].verdict == NOT
+    assert verdict(judged["rate"]) == NOT
 
 
-def test_records_of_two_recipes_are_not_averaged_a6(evidence):
+def test_records_of_two_recipes_are_not_averaged_a6(evidence, verdict):
     """Point A6: three newer records of another recipe turned 92.1 into 83.7, and nobody was told."""
     for model, rate in (("teacher", 1e-4), ("student", 1e-4), ("twin", 2e-4)):
         unit = {"task": "sst2", "model": model, "seed": 0}
@@ -243,7 +259,7 @@ def test_records_of_two_recipes_are_not_averaged_a6(evidence):
         assert len(evidence("glue")) == (0 if model == "twin" else 1 + (model == "student"))
     (problem,) = evidence.problems
     assert "sst2-twin-seed0 differ in recipe" in problem and "measure both again" in problem
-    assert {claim.name: f for claim, f in claims.judge(evidence)}["glue"].verdict == UNMEASURED
+    assert verdict({claim.name: f for claim, f in claims.judge(evidence)}["glue"]) == UNMEASURED
 
 
 @pytest.mark.parametrize("changed", ["teacher", "corpus", "precision", "training"])
@@ -289,20 +305,20 @@ def test_every_claim_quotes_a_source_b2():
     assert {claim.hardware for claim in claims.CLAIMS} <= {"", *claims.HARDWARE}
 
 
-def test_the_printed_figures_are_those_of_the_source_b2(evidence):
+def test_the_printed_figures_are_those_of_the_source_b2(evidence, verdict):
     """The source of zeros gives 82.82 against 82.33 samples/s; of zeros in int8 no gain, and of cutting nothing."""
     for name, times in (("fp32", 1.0), ("weights_80", 1.0), ("fp32_int8", 3.0), ("weights_80_int8", 3.0)):
         variant(evidence.space.records, "student", name, times, 10)
     judged = {claim.name: found for claim, found in claims.judge(evidence)}
-    assert judged["zeros"].parts[1].printed == pytest.approx(82.82 / 82.33) and judged["zeros"].verdict == HOLDS
-    assert len(judged["orthogonal"].parts) == 1 and judged["orthogonal"].verdict == NOT
+    assert judged["zeros"].parts[1].printed == pytest.approx(82.82 / 82.33) and verdict(judged["zeros"]) == HOLDS
+    assert len(judged["orthogonal"].parts) == 1 and verdict(judged["orthogonal"]) == NOT
 
 
-def test_a_claim_with_numbers_that_disagree_holds_in_part():
+def test_a_claim_with_numbers_that_disagree_holds_in_part(verdict):
     good, bad = part(1.6, 1, 2.0, 1.9, 2.1), part(1.6, 1, 0.9, 0.8, 1.1)
-    assert Finding([good, good], []).verdict == HOLDS
-    assert Finding([good, bad], []).verdict == IN_PART
-    assert Finding([bad, bad], []).verdict == NOT
+    assert verdict(Finding([good, good], [])) == HOLDS
+    assert verdict(Finding([good, bad], [])) == IN_PART
+    assert verdict(Finding([bad, bad], [])) == NOT
 
 
 def committed() -> records.Evidence:
@@ -310,17 +326,19 @@ def committed() -> records.Evidence:
 
 
 @pytest.mark.slow
-def test_the_committed_ledger_is_whole(page):
+def test_the_committed_ledger_is_whole(page, verdict, ledger):
     """On the committed records, every claim that needs no other hardware is measured, and every question answered."""
     evidence = committed()
     judged = claims.judge(evidence)
     assert not evidence.problems
-    missing = {claim.name for claim, finding in judged if finding.verdict == UNMEASURED}
+    missing = {claim.name for claim, finding in judged if verdict(finding) == UNMEASURED}
     assert missing == {"four_bits", "gpu", "phone", "edge", "rate"}, "needs a T4, or a phone"
     counts = {claim.name: len(finding.records) for claim, finding in judged}
     assert (counts["terms"], counts["text"], counts["glue"], counts["squad"]) == (24, 12, 36, 2), "point A8"
-    made = claims.ledger(judged)
+    made = ledger(judged)
     assert len(made) == sum(max(1, len(finding.parts)) for _, finding in judged)
+    kept = pd.read_csv(evidence.space.tables / "10_ledger.csv", dtype=str, keep_default_na=False)
+    assert (made.map(lambda cell: cell.strip("*")).reset_index() == kept).all(axis=None), "README shows what is kept"
     for link in made.notebook[made.notebook != ""]:
         assert (ROOT / "notebooks" / link.partition("(")[2].removesuffix(")")).exists()
     for text, numbers in answered(page, evidence, judged):
@@ -328,7 +346,7 @@ def test_the_committed_ledger_is_whole(page):
     *_, commits, trust, holdings = page(
         "10_report", "listed", "lacking", "weights", "clean", "commits", "trust", "holdings"
     )
-    measured = [(claim.text, finding.verdict, finding.records) for claim, finding in judged if finding.parts]
+    measured = [(claim.text, verdict(finding), finding.records) for claim, finding in judged if finding.parts]
     rests = trust(measured, commits())
     clean = rests["clean code"].str.startswith("no: 1 of its commits")
     assert clean["each term of the loss helps"] and not clean["60% faster than BERT-base"], "point A7"
@@ -337,7 +355,7 @@ def test_the_committed_ledger_is_whole(page):
 
 
 @pytest.mark.slow
-def test_where_the_released_model_was_measured_it_is_judged_a3(tmp_path, page):
+def test_where_the_released_model_was_measured_it_is_judged_a3(tmp_path, page, verdict, ledger):
     """Point A3, as on a T4: our records under the released model's name, those of variants once more on a GPU."""
     ours, space = committed(), records.Workspace(profiles.load("t4"), str(tmp_path), name="t4")
     for name in (
@@ -386,16 +404,16 @@ def test_where_the_released_model_was_measured_it_is_judged_a3(tmp_path, page):
     for claim, found in judged:
         if claim.name in about:
             assert found.parts and all("released DistilBERT" in part.basis for part in found.parts), claim.name
-        assert found.verdict != UNMEASURED or claim.hardware == "a phone" or claim.name == "rate", claim.name
-    assert not claims.ledger(judged).ours.str.contains("run 0").any()
+        assert verdict(found) != UNMEASURED or claim.hardware == "a phone" or claim.name == "rate", claim.name
+    assert not ledger(judged).ours.str.contains("run 0").any()
     assert set(page("10_report", "points_of")[0](evidence).model) == {"released"}
     assert all(text != tables.MISSING for text, _ in answered(page, evidence, judged))
 
 
-def test_like_is_compared_with_like_b3():
+def test_like_is_compared_with_like_b3(verdict):
     """Point B3: a model with its vocabulary stored twice was the baseline of one that has it once."""
     size, latency = claims.exported(committed()).parts
-    assert size.ours == pytest.approx(100 * 29.6 / 116.6, abs=0.2) and size.verdict == HOLDS
+    assert size.ours == pytest.approx(100 * 29.6 / 116.6, abs=0.2) and verdict(size) == HOLDS
 
 
 def test_advice_is_among_those_that_lose_no_more_than_a_point(page):

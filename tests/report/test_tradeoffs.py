@@ -68,11 +68,7 @@ def test_sentences_follow_the_numbers(found):
         "fastest for one row: int8, linear layers (ONNX Runtime), 4.0 times as fast as fp32, -1.0 points (p 0." in words
     )
     assert "smallest: fp4 (bitsandbytes), 15.0 MB, where fp32 has 40.0, -20.0 points (p < 0.0001)" in words
-    advice = "To choose by**, among those that lose no more than 1 point: the smallest is int8, linear layers (PyTorch"
-    assert advice in words
-    worse = record("torchao_int8", 24, size=10.0)
-    assert tradeoffs.p_value(worse, found[0]) > 0.05, "and all the same it is not advised"
-    assert advice in tradeoffs.in_words([*found, worse], "sst2", "student")
+    assert "choose" not in words, "one recommendation, which notebook 10 has"
     assert "Slower than fp32 for one row: fp4 (bitsandbytes)." in words
     assert "(Holm, 3 comparisons): fp4 (bitsandbytes) (-20.0)." in words
     assert tradeoffs.in_words(found[:1], "sst2", "student") == tradeoffs.in_words([], "sst2", "student") == ""

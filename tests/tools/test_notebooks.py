@@ -78,10 +78,10 @@ def move(clone: Path, *given: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=120, env=environment)
 
 
-@pytest.fixture
-def moved(tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory) -> Path:
     """A clone of the project, as it is here, that knows where it lives, as others find it."""
-    clone = tmp_path / "github.com" / "someone" / "measured"
+    clone = tmp_path_factory.mktemp("moved") / "github.com" / "someone" / "measured"
     subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
     for folder in ("notebooks", "helpers", "tools"):
         shutil.rmtree(clone / folder)
@@ -134,7 +134,7 @@ def set_up(source: str, folder: Path, **environment: str) -> subprocess.Complete
 @pytest.mark.slow
 def test_the_set_up_cell_fetches_the_project_and_leaves_torch_alone(moved, tmp_path):
     """As in Colab: in an empty folder, the address standing for a local clone; and once more, with all of it there."""
-    place, home = tmp_path / "content", f"file://{tmp_path}/github.com/"
+    place, home = tmp_path / "content", f"file://{moved.parents[1]}/"
     place.mkdir()
     with open(moved / "requirements.txt", "a") as file:
         file.write("no-such-package>=1\n")
@@ -174,23 +174,36 @@ def run_series(store: Path, *options: str) -> subprocess.CompletedProcess:
 
 
 def of_the_series(test):
-    """Marks a test that runs the series, which trains on every core."""
+    """Marks a test that needs the whole series, of which the later notebooks time things."""
     return pytest.mark.alone(pytest.mark.series(test))
 
 
 @pytest.fixture(scope="module")
-def executed(tmp_path_factory) -> Path:
-    """The whole series on the mini-world, by the command that users run."""
-    store = tmp_path_factory.mktemp("series")
+def store(tmp_path_factory) -> Path:
+    """Where the series is run: run_tests.sh names one folder to both its runs of pytest, so nothing is run twice."""
+    return Path(os.environ.get("SERIES_STORE") or tmp_path_factory.mktemp("series"))
+
+
+@pytest.fixture(scope="module")
+def trained(store) -> Path:
+    """The notebooks that do little but train, on the mini-world: other tests may run beside them."""
+    done = run_series(store, "--only", "01,02,03,04,05")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return store
+
+
+@pytest.fixture(scope="module")
+def executed(store) -> Path:
+    """The whole series on the mini-world, by the command that users run: what is on record is not measured again."""
     done = run_series(store)
     assert done.returncode == 0, done.stdout + done.stderr
     return store
 
 
 @pytest.fixture(scope="module")
-def read(executed, frame):
+def read(store, frame):
     """The series' records of an experiment, as a table."""
-    space = records.Workspace(profiles.load("mini"), str(executed))
+    space = records.Workspace(profiles.load("mini"), str(store))
     return lambda experiment: frame(space, experiment)
 
 
@@ -262,8 +275,8 @@ def test_the_series_makes_records_tables_and_figures(executed):
         assert f"results/mini/notebooks/{path.name}" in made and f"results/mini/report/{path.stem}.html" in made
 
 
-@of_the_series
-def test_fine_tuned_models_come_out_in_order(read):
+@pytest.mark.series
+def test_fine_tuned_models_come_out_in_order(trained, read):
     """On tasks with a signal; where the twin falls is left open, and so is every single task of a student."""
     frame = read("glue")
     assert frame.groupby(["task", "model"]).size().eq(2).all()
@@ -279,8 +292,8 @@ def test_fine_tuned_models_come_out_in_order(read):
     assert squad.f1["teacher"] > 15, "answers are found, not guessed: a passage has dozens of stretches"
 
 
-@of_the_series
-def test_the_models_come_out_in_order(read):
+@pytest.mark.series
+def test_the_models_come_out_in_order(trained, read):
     """Over three seeds, with gaps larger than the seeds' spread; how the twin does in masked-LM loss is left open."""
     frame = read("distillation")
     loss = {model: rows.masked_lm_loss for model, rows in frame.groupby("model")}
@@ -299,8 +312,8 @@ def test_the_models_come_out_in_order(read):
     assert facts["student"].min() > facts["random"].max()
 
 
-@of_the_series
-def test_perplexities_come_out_in_order(read):
+@pytest.mark.series
+def test_perplexities_come_out_in_order(trained, read):
     frame = read("perplexity")
     grid = frame[frame.mistake.isna()].set_index(["model", "stage", "text"])
     loss, pseudo = grid.masked_lm_loss, grid.pseudo_perplexity
@@ -316,7 +329,7 @@ def test_perplexities_come_out_in_order(read):
 
 
 @of_the_series
-def test_pruned_models_come_out_as_they_must(read):
+def test_pruned_models_come_out_as_they_must(executed, read):
     frame = read("pruning")
     one = frame[frame.task.notna()].set_index("variant")
     for metric in ("score", "agreement", "logit_error"):  # the same function, cut out or not
