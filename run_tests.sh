@@ -7,8 +7,8 @@ source tools/environment.sh
 set_up requirements.txt tests/requirements.txt
 "$python" -m ruff check --output-format concise .
 "$python" -m ruff format --check .
-beside() { # beside MARKS ARGUMENTS...: side by side, a file each; a thread that waits must not spin
-  OMP_WAIT_POLICY=passive "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile -m "$@"
+beside() { # beside MARKS ARGUMENTS...: side by side, a file each, in their order; a thread that waits must not spin
+  OMP_WAIT_POLICY=passive "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "$@"
 }
 if [[ ${1:-} == --quick ]]; then
   beside "not alone and not series and not hub and not slow" "${@:2}"

@@ -98,9 +98,11 @@ class Experiment:
         if reasons and not ready:
             raise InputError(next(iter(reasons)))
         todo = self.unmeasured(ready)
-        lines = [f"profile {self.profile.name}; results in results/{self.space.name}/"]
-        time = f"about {self.minutes(todo):.0f} minutes"
-        lines += [f"{len(ready)} units, of which {len(todo)} have no record yet: {time}"]
+        own = f"teacher {self.profile.teacher}; its layers in the student: {self.profile.distillation.layers}"
+        lines = [f"profile {self.profile.name}; {own}; results in results/{self.space.name}/"]
+        lines += [
+            f"{len(ready)} units, of which {len(todo)} have no record yet: about {self.minutes(todo):.0f} minutes"
+        ]
         for reason, names in reasons.items():
             lines += [f"{', '.join(names) if len(names) < 4 else f'{len(names)} units'}: – {reason}"]
         return "\n".join(lines)

@@ -353,10 +353,9 @@ MEASURES: dict[str, Sequence[Callable[[Evidence], Finding]]] = {  # by a claim's
 # What was said, by whom (a source's name), and how it is measured here: the notebook's number; the hardware that it is
 # about, of `HARDWARE` (what isn't counted was to be measured there); what to run, if it isn't just the notebook.
 CLAIMS = list(pd.read_csv(tables.PUBLISHED / "claims.csv", dtype=str, keep_default_na=False).itertuples(False, "Claim"))
-Judged = Sequence[tuple[NamedTuple, Finding]]
 
 
-def judge(evidence: Evidence) -> Judged:
+def judge(evidence: Evidence) -> Sequence[tuple[NamedTuple, Finding]]:
     """Every claim, by those of its numbers that have records; what keeps one from it is told in `evidence.problems`."""
     return [(claim, _measured(claim, evidence)) for claim in CLAIMS]
 

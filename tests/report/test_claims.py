@@ -116,7 +116,7 @@ def evidence(tmp_path):
 ANSWERS = ("int8_or_pruning", "is_it_97", "gain_by_teaching")
 
 
-def answered(page, evidence: records.Evidence, judged: claims.Judged) -> list[tuple[str, dict]]:
+def answered(page, evidence: records.Evidence, judged: list) -> list[tuple[str, dict]]:
     """What notebook 10 answers to a stranger's three questions, with the answers' numbers."""
     rule = "scaled", "effect", "kept", "written", "verdict", "verdict_of"
     *_, int8_or_pruning, is_it_97, gain_by_teaching = page("10_report", *rule, "bought", *ANSWERS)

@@ -64,10 +64,12 @@ def test_what_was_trained_again_is_judged_by_what_was_b1(found):
 
 def test_sentences_follow_the_numbers(found):
     words = tradeoffs.in_words(found, "sst2", "student")
-    assert (
-        "fastest for one row: int8, linear layers (ONNX Runtime), 4.0 times as fast as fp32, -1.0 points (p 0." in words
-    )
-    assert "smallest: fp4 (bitsandbytes), 15.0 MB, where fp32 has 40.0, -20.0 points (p < 0.0001)" in words
+    int8 = "int8, linear layers (ONNX Runtime), 4.0 times as fast as fp32 for one row, 21.0 MB against 40.0, -1.0 (p 0."
+    assert f"The fastest that loses no more than 1 point: {int8}" in words
+    small = "The smallest that loses no more than 1 point: int8, linear layers (PyTorch dynamic), 3.0 times as fast"
+    assert small in words, "fp4 is smaller, and loses 20 points"
+    guess = record("taylor_70", 100, ratio=9.0, size=5.0)
+    assert "9.0" not in tradeoffs.in_words([*found, guess], "sst2", "student"), "fast, and knows nothing"
     assert "choose" not in words, "one recommendation, which notebook 10 has"
     assert "Slower than fp32 for one row: fp4 (bitsandbytes)." in words
     assert "(Holm, 3 comparisons): fp4 (bitsandbytes) (-20.0)." in words
