@@ -90,7 +90,7 @@ CAST = {  # what a model is called, and its colour, everywhere
     "twin": ("twin, undistilled", "#de8f05"),
     "random": ("student from random weights", "#029e73"),
     "rule": ("a rule that has learnt nothing", "#949494"),
-    "words": ("words counted, no model", "#949494"),
+    "words": ("words counted", "#949494"),
     "no_distillation": ("student without distillation loss", None),
     "no_masked_lm": ("student without masked-LM loss", None),
     "no_cosine": ("student without cosine loss", None),
