@@ -119,6 +119,8 @@ def _page(notebook: nbformat.NotebookNode, names: list[str], report: Path) -> tu
     soup = BeautifulSoup(EXPORTER.from_notebook_node(notebook)[0], "html.parser")
     for tag in soup.select("script, link, .prompt:empty"):
         tag.decompose()
+    for code in soup.select("[class*=celltag_] .input"):  # setup, figures, words, records: there to be opened
+        code.wrap(soup.new_tag("details")).insert(0, BeautifulSoup("<summary>code</summary>", "html.parser"))
     for link in soup.select("a[href]"):  # as written in notebooks/: to a notebook's page, or the repository's file
         parts = urlsplit(link["href"])
         if parts.path and not parts.scheme and not parts.netloc:

@@ -70,6 +70,8 @@ NEEDS = {  # packages, by how the name of the bits begins
     INT8: EXPORTER,
     "openvino": (*EXPORTER, "openvino", "nncf"),
 }
+# What is cut at DistilBERT's own size: of weights drawn at random, so only what asks nothing of them.
+CUT_AT_SIZE = ("random_30", "random_50", "layers_3", "random_30_int8", "random_50_int8", "layers_3_int8")
 TASK, MODEL = "sst2", "student"  # on which, and of which model, most is measured and advised
 HEADS = {TASK: "SST-2", "masked_lm": "masked words"}  # what the student is asked for in notebook 09
 FORMATS = {"onnx": "ONNX", "ort": "ORT"}

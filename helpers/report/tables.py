@@ -12,7 +12,6 @@ import pandas as pd
 from IPython.display import Markdown
 
 from .. import ROOT, InputError
-from ..compression import variants
 from ..measure import records
 
 PUBLISHED = ROOT / "results" / "published"
@@ -223,7 +222,7 @@ def describe_machine(provenance: dict, settings: dict | None = None) -> str:
 
 # The notebook in which an experiment's records are made.
 OWNERS = {"distillation": "01", "ablation": "01", "glue": "02", "imdb": "03", "squad": "04"}
-OWNERS |= {"perplexity": "05", "quantization": "06", "pruning": "07", "edge": "09", "arm64": "09"}
+OWNERS |= {"perplexity": "05", "quantization": "06", "fullsize": "06", "pruning": "07", "edge": "09", "arm64": "09"}
 OWNERS |= {"own": "11", "own_speed": "11", "staircase": "11"}
 
 
@@ -232,8 +231,6 @@ def notebook_of(record: dict) -> str:
     experiment, unit = record["experiment"], record["unit"]
     if experiment == "speed":
         return {"padding": "02", "stages": "05", "scoring": "05"}.get(unit.get("comparison"), "08")
-    if experiment == "fullsize":
-        return "06" if unit["variant"] in variants.LABELS else "07"
     return OWNERS.get(unit["task"], "02") if experiment == "trivial" else OWNERS[experiment]
 
 

@@ -182,19 +182,18 @@ def in_words(found: Sequence[dict], task: str, model: str) -> str:
     if not by_name.keys() > {BASE}:
         return ""
     base, says = by_name.pop(BASE), []
-    whole, rest = base["metrics"], frame(list(by_name.values()))
+    size, rest = base["metrics"]["size_mb"], frame(list(by_name.values()))
     rivals = {name: rival(record, [base, *by_name.values()]) for name, record in by_name.items()}
     rest["points"] = [points(record, rivals[name]) for name, record in by_name.items()]
     level = rest[rest.points > -NEAR - 1e-9]  # a model that guesses is faster still
+    best: dict[int, list[str]] = {}  # of one variant, perhaps
     for what, metric, pick in (("fastest", TIMES, "idxmax"), ("smallest", "size_mb", "idxmin")) if len(level) else ():
-        row = level.loc[getattr(level[metric], pick)()]
-        gain = (
-            f"{row[TIMES]:.1f} times as fast as fp32 for one row, {row.size_mb:.1f} MB against {whole['size_mb']:.1f}"
-        )
+        best.setdefault(getattr(level[metric], pick)(), []).append(what)
+    for place, titles in best.items():
+        row, what = level.loc[place], f"{' and '.join(titles)} that loses no more than {NEAR:g} point"
+        gain = f"{row[TIMES]:.1f} times as fast as fp32 for one row, {row.size_mb:.1f} MB against {size:.1f}"
         p = metrics.written(p_value(by_name[row.variant], rivals[row.variant]))
-        says.append(
-            f"- The {what} that loses no more than {NEAR:g} point: {row.label}, {gain}, {row.points:+z.1f} (p {p})."
-        )
+        says.append(f"- The {what}: {row.label}, {gain}, {row.points:+z.1f} (p {p}).")
     slow = rest[rest[f"{TIMES}_high"] < 1]
     says += [f"- Slower than fp32 for one row: {'; '.join(slow.label)}."] if len(slow) else []
     clear = metrics.holm({name: p_value(record, rivals[name]) for name, record in by_name.items()})

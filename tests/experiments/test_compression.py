@@ -68,10 +68,9 @@ def test_recovery_keeps_zeros_and_trains_the_rest(tmp_path, teacher):
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("notebook", ["06_quantization", "07_pruning"])
-def test_at_full_size(monkeypatch, tmp_path, page, notebook):
+def test_at_full_size(monkeypatch, tmp_path, page):
     """The same code at a size that a test can wait for."""
-    full_size, _ = page(notebook, "FullSize", "at_full_size")
+    full_size, _ = page("06_quantization", "FullSize", "at_full_size")
     small = {"dim": 128, "hidden_dim": 512, "n_layers": 2, "n_heads": 4, "vocab_size": 30522}
     whole = compression.DistilBertConfig
     monkeypatch.setattr(compression, "DistilBertConfig", lambda: whole(**small))

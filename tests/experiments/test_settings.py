@@ -38,7 +38,7 @@ def settings_of(profile: profiles.Profile, space: records.Workspace, units: dict
     for name in ("quantization", "pruning"):
         own[name] = compression.Compression(profile, space, name=name)
         own[f"{name} text"] = compression.Losses(profile, space, name=name)
-    own["fullsize"] = page("07_pruning", "FullSize")[0](profile, space)
+    own["fullsize"] = page("06_quantization", "FullSize")[0](profile, space)
 
     def settings(name: str, unit: dict) -> dict:
         kind = {"speed": unit.get("comparison", ""), "ablation": "" if "task" in unit else "text"}.get(name, "")
@@ -128,7 +128,7 @@ def test_another_processor_of_the_same_name_is_another_setting_a6(monkeypatch, t
         "throughput": lambda: page("05_perplexity", "every_stage", "Throughput")[1](stages),
         "scoring": lambda: page("05_perplexity", "Scoring")[0](stages),
         "edge": lambda: edge.Deployed(profile, space),
-        "fullsize": lambda: page("07_pruning", "FullSize")[0](profile, space),
+        "fullsize": lambda: page("06_quantization", "FullSize")[0](profile, space),
         "speed": lambda: speed.Speed(profile, space),
     }[which]()
     unit = experiment.units[0] if which != "fullsize" else {"shape": "distilbert", "variant": "fp32"}

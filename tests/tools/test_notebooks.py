@@ -170,7 +170,7 @@ def test_links_between_notebooks_lead_to_the_series():
 
 def run_series(store: Path, *options: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "tools.run", "--set", f"store={store}", *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
 def of_the_series(test):
@@ -186,8 +186,8 @@ def store(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(store) -> Path:
-    """Most of the series, on the mini-world: no test asks how fast anything was in these, so others run beside them."""
-    done = run_series(store, "--only", "01,02,03,04,05,06,09,11")
+    """The notebooks that do little but train, on the mini-world: other tests may run beside them."""
+    done = run_series(store, "--only", "01,02,03,04,05")
     assert done.returncode == 0, done.stdout + done.stderr
     return store
 

@@ -228,6 +228,13 @@ def test_text_that_a_page_shows_runs_nothing_and_fetches_nothing(tmp_path):
     server.shutdown()
 
 
+def test_code_that_nobody_came_for_is_folded_and_the_lesson_is_not(finished):
+    page = BeautifulSoup((finished[0] / "results/mini/report/01_first.html").read_text(), "html.parser")
+    folded = [code.get_text() for code in page.select("details .input")]
+    assert folded and all("profile" in code for code in folded), "the parameters"
+    assert any("display(" in code.get_text() for code in page.select(".input") if not code.find_parent("details"))
+
+
 def test_links_between_pages_lead_somewhere(finished):
     project, _ = finished
     (project / "README.md").touch()
