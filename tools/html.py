@@ -121,6 +121,9 @@ def _page(notebook: nbformat.NotebookNode, names: list[str], report: Path) -> tu
         tag.decompose()
     for code in soup.select("[class*=celltag_] .input"):  # setup, figures, words, records: there to be opened
         code.wrap(soup.new_tag("details")).insert(0, BeautifulSoup("<summary>code</summary>", "html.parser"))
+    heads = [f'<li><a href="#{h["id"]}">{escape(h.get_text("")[:-1])}</a></li>' for h in soup.select("h2[id]")]
+    if heads and soup.h1:
+        soup.h1.insert_after(BeautifulSoup(f'<ul class="toc">{"".join(heads)}</ul>', "html.parser"))
     for link in soup.select("a[href]"):  # as written in notebooks/: to a notebook's page, or the repository's file
         parts = urlsplit(link["href"])
         if parts.path and not parts.scheme and not parts.netloc:

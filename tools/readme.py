@@ -101,5 +101,5 @@ def notebook_table(repository: str = REPOSITORY) -> str:
             row["run"] = f"{BADGE}({link})"
         row[f"minutes, `{READ}`"] = f"{spent[number]:.0f}" if number in spent else tables.NOTHING
         rows[f"[{number} · {title}](notebooks/{path.name})"] = row
-    caption = "Numbers and minutes are those of the committed records; – where there are none."
-    return tables.Shown(pd.DataFrame(rows).T.rename_axis("notebook"), caption)._repr_markdown_()
+    table = tables.markdown(pd.DataFrame(rows).T.rename_axis("notebook").reset_index())
+    return f"{table}\n\n*Numbers and minutes are those of the committed records; – where there are none.*"

@@ -16,6 +16,7 @@ from ..measure import records
 
 PUBLISHED = ROOT / "results" / "published"
 NOTHING = "–"
+ROWS, WIDE = 10, 6  # rows and columns of the largest table that a page shows whole
 # What stands where a notebook was opened alone.
 MISSING = "– run the notebooks that this one builds on, or set `store` to where their results are"
 
@@ -37,9 +38,9 @@ class Column(NamedTuple):
     def of(self, row: Any) -> Any:
         """The row's value, scaled; None where it has none."""
         found = row["metrics"].get(self.value) if isinstance(self.value, str) else self.value(row)
-        if isinstance(found, tuple):
-            return tuple(self.scale * value for value in found)
-        return found if found is None or isinstance(found, str) or self.scale == 1 else self.scale * found
+        if found is None or isinstance(found, str) or self.scale == 1:
+            return found
+        return tuple(self.scale * value for value in found) if isinstance(found, tuple) else self.scale * found
 
     def cell(self, row: Any) -> str:
         """The row's value, written."""
@@ -150,23 +151,31 @@ def cell(values: pd.Series, column: Column) -> str:
 
 
 class Shown:
-    """A table with its caption, which Jupyter shows as HTML and readers of the file as Markdown."""
+    """A table with its caption, as Markdown: one that is larger than `ROWS` × `WIDE` is folded, its `part` above it."""
 
-    def __init__(self, table: pd.DataFrame, caption: str):
-        self.table, self.caption = table.reset_index(), caption.strip()
+    def __init__(self, table: pd.DataFrame, caption: str, part: pd.DataFrame | None = None):
+        self.table, self.part, self.caption = table.reset_index(), part, caption.strip()
 
     def _repr_markdown_(self) -> str:
         if self.table.empty:
             return MISSING
-        head = list(map(str, self.table.columns))
-        body = self.table.astype(str)
-        numeric = [body[name].str.fullmatch(r"[*+-]*[\d.,]+( ± [\d.,]+)?%?[*]*|–|").all() for name in body.columns]
-        lines = [head, ["---:" if right else "---" for right in numeric], *body.values.tolist()]
-        rows = "\n".join(f"| {' | '.join(map(_plain, line))} |" for line in lines)
-        return f"{rows}\n\n*{self.caption}*"
+        (rows, columns), whole, said = self.table.shape, markdown(self.table), f"*{self.caption}*"
+        if rows <= ROWS and columns <= WIDE:
+            return f"{whole}\n\n{said}"
+        part = "" if self.part is None else markdown(self.part.reset_index()) + "\n\n"
+        folded = f"<details><summary>The whole table: {rows} × {columns}</summary>\n\n{whole}\n\n</details>"
+        return f"{part}{said}\n\n{folded}"
 
     def __repr__(self) -> str:
         return f"{self.caption}\n{self.table.to_string(index=False)}"
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown, its numbers to the right."""
+    body = table.astype(str)
+    numeric = [body[name].str.fullmatch(r"[*+-]*[\d.,]+( ± [\d.,]+)?%?[*]*|–|").all() for name in body.columns]
+    lines = [table.columns, ["---:" if right else "---" for right in numeric], *body.values.tolist()]
+    return "\n".join(f"| {' | '.join(_plain(str(cell)) for cell in line)} |" for line in lines)
 
 
 def _plain(cell: str) -> str:
@@ -174,19 +183,27 @@ def _plain(cell: str) -> str:
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(cell.splitlines())).replace("|", "\\|").replace("$", "\\$")
 
 
-def show(space: records.Workspace, name: str, table: pd.DataFrame, caption: str) -> Shown:
+def show(
+    space: records.Workspace, name: str, table: pd.DataFrame, caption: str, part: pd.DataFrame | None = None
+) -> Shown:
     """Keep a table as results/<profile>/tables/<name>.csv and .md, and return it for display.
 
     `name` begins with the notebook's number; the caption says what is to be seen, on what it was measured, and n.
-    An empty table is not kept, and shown as what is missing.
+    `part`: what of a large table the page shows. An empty table is not kept, and shown as what is missing.
     """
-    shown = Shown(table, caption)
+    shown = Shown(table, caption, part)
     if table.empty:
         return shown
     plain = shown.table.map(lambda value: value.strip("*") if isinstance(value, str) else value)
     records.write_whole(space.tables / f"{name}.csv", plain.to_csv(index=False))
     records.write_whole(space.tables / f"{name}.md", shown._repr_markdown_() + "\n")
     return shown
+
+
+def say(*findings: str | tuple[Any, str]) -> Markdown:
+    """What an exhibit shows, in sentences; of a condition and a sentence, the sentence where the condition holds."""
+    pairs = [(True, one) if isinstance(one, str) else one for one in findings]
+    return Markdown(" ".join(text for holds, text in pairs if holds) or f"{NOTHING} nothing that is clear")
 
 
 def data_note(found: Sequence[dict]) -> str:
@@ -235,5 +252,8 @@ def notebook_of(record: dict) -> str:
 
 
 def source(function: Callable) -> Markdown:
-    """A function's code, to be read in a notebook."""
-    return Markdown(f"```python\n{inspect.getsource(function)}```")
+    """A function's code, to be read in a notebook; a long one is folded."""
+    code = f"```python\n{inspect.getsource(function)}```"
+    if code.count("\n") < 18:
+        return Markdown(code)
+    return Markdown(f"<details><summary>{function.__qualname__}</summary>\n\n{code}\n\n</details>")

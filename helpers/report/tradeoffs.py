@@ -1,6 +1,6 @@
 """Compressed variants, of notebooks 06, 07 and 09: what each costs in accuracy and buys in size, memory and time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,6 @@ HARDLY = 3.0  # points: no more than this above knowing nothing
 SCORE, SIZE = Column("score (%)", "score", "{:.1f}", 100), Column("size (MB)", "size_mb")
 AGAINST = "against the whole model, trained as long (points)"
 TIMES = "latency_times_as_fast"  # as fp32, for one row
-OPTIONAL = ("… on the GPU (MB)", "cold start, of it imports (s)")  # columns that are left out where nothing is in them
 
 
 def label(record: dict) -> str:
@@ -63,54 +62,39 @@ def points(record: dict, reference: dict) -> float:
     return 100 * (record["metrics"]["score"] - reference["metrics"]["score"])
 
 
-def _latency(record: dict) -> tuple[float, ...]:
-    """In ms: the median, the 95th percentile, and fp32's median beside it."""
-    scores, raw = record["metrics"], record["details"]["seconds"]
-    reference = float(np.median(raw.get("latency", raw)["reference"]))
-    return scores["latency_p50_ms"], scores["latency_p95_ms"], 1e3 * reference
-
-
-LATENCY = Column("latency p50, p95; fp32's beside it (ms)", _latency, "{:.1f}, {:.1f}; {:.1f}")
-
-
 def table(found: Sequence[dict], task: str, model: str, missing: dict[str, str]) -> pd.DataFrame:
     """A row a variant of one model on one task. `missing`: variants that can't be had here, with the reason."""
     own = of(found, task=task, model=model)
-    base = next(iter(of(own, variant=BASE)), None)
 
-    def beside(value: Callable[[dict, dict], float | str]) -> Callable[[dict], float | str | None]:
-        return lambda record: None if base is None or record is base else value(record, rival(record, own))
-
-    def cold_start(record: dict) -> tuple[float, float] | None:
-        scores = record["metrics"]
-        return (scores["cold_start_s"], scores["imports_s"]) if "imports_s" in scores else None
+    def against(record: dict) -> tuple[float, str] | None:
+        whole = rival(record, own)
+        return None if whole is record else (points(record, whole), metrics.written(p_value(record, whole)))
 
     columns = [
-        SCORE,
-        Column("agrees with fp32 (%)", "agreement", "{:.1f}", 100),
-        Column(AGAINST, beside(points), "{:+z.1f}"),
-        Column("p", beside(lambda *pair: metrics.written(p_value(*pair)))),
+        Column(AGAINST, against, "{:+z.1f} (p {})"),
+        Column("same answers (%)", "agreement", "{:.1f}", 100),
         SIZE,
-        Column("weights in memory (MB)", "footprint_mb"),
         Column("peak memory (MB)", "peak_memory_mb", "{:,.0f}"),
-        Column(OPTIONAL[0], "peak_gpu_memory_mb", "{:,.0f}"),
-        LATENCY,
         Column("times as fast, one row", ends(TIMES), INTERVAL),
-        Column("rows/s, batch", "samples_per_s", "{:,.0f}"),
-        Column("times as fast, batch", ends("throughput_times_as_fast"), INTERVAL),
-        Column(OPTIONAL[1], cold_start, "{:.2f}, {:.2f}"),
     ]
-    columns = [one for one in columns if one.header not in OPTIONAL or any(map(one.of, own))]
     made = tables.build(own, columns, label, "variant")
     for variant, reason in missing.items() if own else ():
         made.loc[f"{variants.label(variant)} (– {reason})"] = tables.NOTHING
     return made
 
 
+def finalists(found: Sequence[dict], task: str, model: str) -> list[str]:
+    """Labels of fp32, and of the fastest variants for one row that lose no more than `NEAR`: ten at the most."""
+    own = of(found, task=task, model=model)
+    near = [one for one in own if points(one, rival(one, own)) > -NEAR - 1e-9]
+    near.sort(key=lambda one: (one["unit"]["variant"] != BASE, -one["metrics"][TIMES]))
+    return list(map(label, near[: tables.ROWS]))
+
+
 def full_size(found: Sequence[dict]) -> pd.DataFrame:
     """A row a variant of DistilBERT's architecture: what it takes and how fast it is, whatever it knows."""
-    columns = [Column("parameters (million)", "parameters", "{:.1f}", 1e-6), SIZE, LATENCY]
-    columns += [Column("times as fast", ends(TIMES), INTERVAL), Column("runs", "runs", "{:.0f}")]
+    columns = [Column("parameters (million)", "parameters", "{:.1f}", 1e-6), SIZE]
+    columns += [Column("one row (ms)", "latency_p50_ms"), Column("times as fast", ends(TIMES), INTERVAL)]
     return tables.build(found, columns, label, "variant")
 
 
@@ -123,34 +107,30 @@ def losses_table(found: Sequence[dict]) -> pd.DataFrame:
 
 
 def everything(found: Sequence[dict]) -> pd.DataFrame:
-    """A row a variant, for every task and model: score with its p-value, size, and speed for one row against fp32.
+    """A row a variant, a column a task and model: fp32's score, and by how many points the others are ahead of it.
 
     Below them, what always giving the commoner answer would score.
     """
     rows, lazy = {}, {}
     for record in found:
-        unit, (base,) = record["unit"], of(found, **record["unit"] | {"variant": BASE})
+        unit, whole = record["unit"], rival(record, found)
         name = f"{unit['task']}, {tables.MODELS[unit['model']]}"
-        p = "" if record is base else f" (p {metrics.written(p_value(record, rival(record, found)))})"
-        row = rows.setdefault(label(record), {})
-        row |= {f"{name}: score (%)": SCORE.cell(record) + p, f"{name}: size (MB)": SIZE.cell(record)}
-        row[f"{name}: times as fast"] = f"{record['metrics'][TIMES]:.2f}"
-        lazy[f"{name}: score (%)"] = f"{_commoner(record):.1f}"
+        ahead = f"{points(record, whole):+z.1f} (p {metrics.written(p_value(record, whole))})"
+        rows.setdefault(label(record), {})[name] = SCORE.cell(record) if whole is record else ahead
+        lazy[name] = f"{_commoner(record):.1f}"
     rows |= {"always the commoner answer": lazy} if found else {}
     return pd.DataFrame(rows).T.fillna(tables.NOTHING).rename_axis("variant")
 
 
 def hardly_better(found: Sequence[dict]) -> str:
     """On which tasks the whole model is so near to always giving the commoner answer that scores say little."""
-    says = []
-    for record in of(found, variant=BASE):
-        unit, score, lazy = record["unit"], 100 * record["metrics"]["score"], _commoner(record)
-        if score - lazy < HARDLY:
-            says.append(
-                f"- On {unit['task']} the {tables.MODELS[unit['model']]} in fp32 scores {score:.1f}, and the commoner "
-                f"answer, always given, {lazy:.1f}: there is little to lose, so a score there says little."
-            )
-    return "\n".join(says)
+    whole = [(one["unit"], 100 * one["metrics"]["score"], _commoner(one)) for one in of(found, variant=BASE)]
+    return "\n".join(
+        f"- On {unit['task']} the {tables.MODELS[unit['model']]} in fp32 scores {score:.1f}, and the commoner "
+        f"answer, always given, {lazy:.1f}: there is little to lose, so a score there says little."
+        for unit, score, lazy in whole
+        if score - lazy < HARDLY
+    )
 
 
 def _commoner(record: dict) -> float:

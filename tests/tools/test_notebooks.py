@@ -258,7 +258,7 @@ def test_the_series_makes_records_tables_and_figures(executed):
         "03_reading_on",
         "05_surprise",
         "06_latency",
-        "06_size_steps",
+        "06_size",
         "07_latency_steps",
         "08_lengths",
         "08_depth",
@@ -371,6 +371,53 @@ def test_the_executed_notebooks_can_be_read_anywhere(executed):
     assert (
         soup is not None and "<math" in (executed / "results/mini/report/01_pretraining_distillation.html").read_text()
     )
+
+
+def written(cell) -> list[str]:
+    """What an executed cell shows, in order: "figure", or text."""
+    shown = []
+    for output in cell.get("outputs", []):
+        data = output.get("data", {})
+        text = data.get("text/markdown", "figure" if "image/png" in data else output.get("text", ""))
+        shown += [text.strip()] if text.strip() else []
+    return shown
+
+
+def exhibits(path: Path) -> list[tuple[str, str, bool]]:
+    """Figures and tables of an executed notebook: the cell, what is seen of it, and whether a finding follows.
+
+    A finding is generated text that is no caption, or – and why; below published numbers, which don't change, prose.
+    """
+    flow = []  # cell, whether prose, text
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            flow.append((cell, True, cell.source))
+        flow += [(cell, False, text) for text in written(cell)]
+    found = []
+    for place, (cell, prose, text) in enumerate(flow):
+        seen = text.partition("<details>")[0]
+        if prose or not (text == "figure" or text.startswith("|") or (seen.startswith("*") and seen != text)):
+            continue
+        after = []
+        for _, written_by_hand, said in flow[place + 1 :]:
+            if said == "figure" or said.startswith("|") or (written_by_hand and said.startswith("#")):
+                break
+            caption = said.startswith("*") and not said.startswith("**")
+            after.append(not caption and not said.startswith("```") and not written_by_hand)
+            if written_by_hand and "_published" in cell.source:
+                after.append(True)
+        found.append((cell.id, seen, any(after)))
+    return found
+
+
+@of_the_series
+def test_every_exhibit_is_followed_by_what_it_shows(executed):
+    for path in sorted((executed / "results/mini/notebooks").glob("*.ipynb")):
+        for cell, seen, followed in exhibits(path):
+            lines = [line.replace("\\|", "") for line in seen.splitlines() if line.startswith("|")]
+            assert len(lines) <= 2 + 10, f"{path.stem}, {cell}: {len(lines) - 2} rows on the page"
+            assert all(line.count("|") <= 1 + 6 for line in lines), f"{path.stem}, {cell}: too many columns"
+            assert followed, f"{path.stem}, {cell}: nothing is said of it"
 
 
 @of_the_series
