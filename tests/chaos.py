@@ -105,7 +105,9 @@ def main() -> int:
     for kill in range(options.kills + 1):
         process, begun = start(store, chosen), time.monotonic()
         if kill < options.kills:  # spread over the whole series, by what it has made
-            more, moment = moments.randint(0, 2 * len(measured(whole)) // options.kills), moments.uniform(1, 15)
+            total = len(measured(whole))
+            more, moment = moments.randint(0, 2 * total // options.kills), moments.uniform(1, 15)
+            more = max(0, min(more, total - len(made)) - 10)  # some are made in that time, too; at last none are left
             while process.poll() is None and len(measured(store)) < len(made) + more:
                 time.sleep(0.1)
             with contextlib.suppress(subprocess.TimeoutExpired):

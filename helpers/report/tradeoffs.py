@@ -15,7 +15,7 @@ from .tables import INTERVAL, Column, ends
 NEAR = 1.0  # points: what a variant may lose and still be advised
 HARDLY = 3.0  # points: no more than this above knowing nothing
 SCORE, SIZE = Column("score (%)", "score", "{:.1f}", 100), Column("size (MB)", "size_mb")
-AGAINST = "against the whole model, trained as long (points)"
+AGAINST = "against the whole model (points)"  # that was trained as long
 TIMES = "latency_times_as_fast"  # as fp32, for one row
 
 
@@ -34,8 +34,7 @@ def frame(found: Sequence[dict]) -> pd.DataFrame:
         own = pd.Series([base.get((row.task, row.model), np.nan) for row in made.itertuples()], made.index)
         for end, by in (("", ""), ("_low", "_high"), ("_high", "_low")):
             made[f"latency_ms{end}"] = own / made[f"{TIMES}{by}"]
-        made["label"] = made.variant.map(variants.label)
-        made["family"] = made.variant.map(variants.family)
+        made["label"], made["family"] = (made.variant.map(of_it) for of_it in (variants.label, variants.family))
         made["score"] = 100 * made.score
     return made
 
@@ -174,11 +173,11 @@ def in_words(found: Sequence[dict], task: str, model: str) -> str:
         gain = f"{row[TIMES]:.1f} times as fast as fp32 for one row, {row.size_mb:.1f} MB against {size:.1f}"
         p = metrics.written(p_value(by_name[row.variant], rivals[row.variant]))
         says.append(f"- The {what}: {row.label}, {gain}, {row.points:+z.1f} (p {p}).")
-    slow = rest[rest[f"{TIMES}_high"] < 1]
+    slow = rest[rest[f"{TIMES}_high"] < min(1, base["metrics"][f"{TIMES}_low"])]  # than fp32 against itself
     says += [f"- Slower than fp32 for one row: {'; '.join(slow.label)}."] if len(slow) else []
     clear = metrics.holm({name: p_value(record, rivals[name]) for name, record in by_name.items()})
     listed = "; ".join(f"{row.label} ({row.points:+z.1f})" for row in rest.itertuples() if row.variant in clear)
-    other = f"- Scores clearly other than the whole model's, trained as long (Holm, {len(rest)} comparisons)"
+    other = f"- Clearly apart in score from the whole model, trained as long (Holm, {len(rest)} comparisons)"
     says.append(f"{other}: {listed or 'none'}.")
     return "\n".join(says)
 
