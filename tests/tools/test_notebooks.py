@@ -249,7 +249,7 @@ def test_the_series_makes_records_tables_and_figures(executed):
         "10_records",
     ):
         assert f"results/mini/tables/{name}.csv" in made and f"results/mini/tables/{name}.md" in made
-    figures = ("00_published_glue", "01_teacher", "01_soft_targets", "01_loss_terms", "01_heldout", "01_ablation")
+    figures = ("00_published_glue", "01_teacher", "01_soft_targets", "01_gap", "01_heldout", "01_ablation")
     for name in (
         *figures,
         "02_glue",
@@ -257,7 +257,8 @@ def test_the_series_makes_records_tables_and_figures(executed):
         "03_by_length",
         "03_reading_on",
         "05_surprise",
-        "06_latency",
+        "06_latency_steps",
+        "06_divergence",
         "06_size",
         "07_latency_steps",
         "08_lengths",
