@@ -39,6 +39,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 cells = json.load(open(sys.argv[1]))["cells"]
 (cell,) = ("".join(cell["source"]) for cell in cells if "setup" in cell["metadata"].get("tags", []))
+sys.path.insert(0, "")  # a kernel's: wherever it stands
 InteractiveShell.instance().run_cell(cell).raise_error()
 import helpers
 PYTHON
