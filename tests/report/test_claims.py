@@ -234,6 +234,22 @@ def test_a_gpu_beside_the_processor_is_no_second_record_a4(evidence, page):
     assert "4.0 times as fast" in answer(points)[0] and len(advice(points)) > 3
 
 
+def test_what_to_do_is_said_where_it_was_measured_alone(evidence, page):
+    """A number of a processor with VNNI stands in no other row; what is slower than fp32 is to be left alone."""
+    for name, times in {"fp32": 1.0, "weights_80": 1.02}.items():
+        variant(evidence.space.records, "student", name, times, 10)
+    for name, times in {"fp32": 1.0, "onnx_int8_embeddings": 3.0, "bnb_int8": 0.5}.items():
+        variant(evidence.space.records, "student", name, times, 10, "quantization")
+    points_of, decisions = (page("10_report", "bought", name)[1] for name in ("points_of", "decisions"))
+    points = points_of(evidence)
+    for flags, place in ((["avx2", "avx512_vnni"], "with instructions for 8 bits"), (["avx2"], "without")):
+        table = decisions(points, flags)
+        (measured,) = table.index[table["take"] != tables.NOTHING]
+        assert measured == f"a CPU {place}" and table.loc[measured, "times as fast"] == "3.0"
+        assert table.loc[measured, "leave alone"] == "zeros in weights; LLM.int8 (bitsandbytes)"
+    assert (decisions(points[:0], []) == tables.NOTHING).all(axis=None)
+
+
 def test_another_processor_gives_no_verdict_a1(evidence, verdict, ledger):
     """Point A1: 8 bits' throughput on a T4 was refuted by two threads of a processor."""
     ends = {f"times_as_fast_student_int8{end}": value for end, value in (("", 0.97), ("_low", 0.95), ("_high", 0.99))}
