@@ -159,11 +159,6 @@ def published(model: str, task: str, tasks: Sequence[str]) -> float:
     return float(np.mean([_table_1()[model, f"glue/{t}"] for t in _tasks(task, tasks)]))
 
 
-def published_share(task: str, tasks: Sequence[str]) -> float:
-    """What DistilBERT keeps of BERT-base's score in the paper's Table 1."""
-    return published("DistilBERT", task, tasks) / published("BERT-base", task, tasks)
-
-
 @functools.cache
 def _table_1() -> pd.Series:
     return tables.published("sanh2019", "1").set_index(["model", "dataset"]).value.astype(float)

@@ -1,6 +1,7 @@
 """Compressed variants, of notebooks 06, 07 and 09: what each costs in accuracy and buys in size, memory and time."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -15,8 +16,10 @@ from .tables import INTERVAL, Column, ends
 NEAR = 1.0  # points: what a variant may lose and still be advised
 HARDLY = 3.0  # points: no more than this above knowing nothing
 SCORE, SIZE = Column("score (%)", "score", "{:.1f}", 100), Column("size (MB)", "size_mb")
-AGAINST = "against the whole model (points)"  # that was trained as long
+AGAINST, AHEAD = "against the whole model (points)", "{:+z.1f} (p {})"  # that was trained as long
 TIMES = "latency_times_as_fast"  # as fp32, for one row
+FOLDED = {"p50 (ms)": "latency_p50_ms", "p95 (ms)": "latency_p95_ms", "rows/s, batch": "samples_per_s"}
+FOLDED |= {"weights in memory (MB)": "footprint_mb", "cold start (s)": "cold_start_s", "of it imports (s)": "imports_s"}
 
 
 def label(record: dict) -> str:
@@ -34,7 +37,8 @@ def frame(found: Sequence[dict]) -> pd.DataFrame:
         own = pd.Series([base.get((row.task, row.model), np.nan) for row in made.itertuples()], made.index)
         for end, by in (("", ""), ("_low", "_high"), ("_high", "_low")):
             made[f"latency_ms{end}"] = own / made[f"{TIMES}{by}"]
-        made["label"], made["family"] = (made.variant.map(of_it) for of_it in (variants.label, variants.family))
+        made["label"] = made.variant.map(variants.label)
+        made["family"] = made.variant.map(variants.family)
         made["score"] = 100 * made.score
     return made
 
@@ -61,21 +65,26 @@ def points(record: dict, reference: dict) -> float:
     return 100 * (record["metrics"]["score"] - reference["metrics"]["score"])
 
 
+def against(found: Sequence[dict], record: dict) -> tuple[float, str] | None:
+    """By how many points a record is ahead of its rival among those found, and p; None of the rival itself."""
+    whole = rival(record, found)
+    return None if whole is record else (points(record, whole), metrics.written(p_value(record, whole)))
+
+
 def table(found: Sequence[dict], task: str, model: str, missing: dict[str, str]) -> pd.DataFrame:
     """A row a variant of one model on one task. `missing`: variants that can't be had here, with the reason."""
     own = of(found, task=task, model=model)
-
-    def against(record: dict) -> tuple[float, str] | None:
-        whole = rival(record, own)
-        return None if whole is record else (points(record, whole), metrics.written(p_value(record, whole)))
-
-    columns = [
-        Column(AGAINST, against, "{:+z.1f} (p {})"),
+    memory = "peak_gpu_memory_mb" if any("device" in one["unit"] for one in own) else "peak_memory_mb"
+    columns = [  # a page shows the first five
+        Column(AGAINST, partial(against, own), AHEAD),
         Column("same answers (%)", "agreement", "{:.1f}", 100),
         SIZE,
-        Column("peak memory (MB)", "peak_memory_mb", "{:,.0f}"),
+        Column("peak memory (MB)", memory, "{:,.0f}"),
         Column("times as fast, one row", ends(TIMES), INTERVAL),
+        SCORE,
+        Column("times as fast, batch", ends("throughput_times_as_fast"), INTERVAL),
     ]
+    columns += [Column(header, metric, "{:,.2f}") for header, metric in FOLDED.items()]
     made = tables.build(own, columns, label, "variant")
     for variant, reason in missing.items() if own else ():
         made.loc[f"{variants.label(variant)} (– {reason})"] = tables.NOTHING
@@ -92,8 +101,8 @@ def finalists(found: Sequence[dict], task: str, model: str) -> list[str]:
 
 def full_size(found: Sequence[dict]) -> pd.DataFrame:
     """A row a variant of DistilBERT's architecture: what it takes and how fast it is, whatever it knows."""
-    columns = [Column("parameters (million)", "parameters", "{:.1f}", 1e-6), SIZE]
-    columns += [Column("one row (ms)", "latency_p50_ms"), Column("times as fast", ends(TIMES), INTERVAL)]
+    columns = [Column("parameters (million)", "parameters", "{:.1f}", 1e-6), SIZE, Column("p50 (ms)", "latency_p50_ms")]
+    columns += [Column("times as fast", ends(TIMES), INTERVAL), Column("runs", "runs", "{:.0f}")]
     return tables.build(found, columns, label, "variant")
 
 
@@ -106,16 +115,17 @@ def losses_table(found: Sequence[dict]) -> pd.DataFrame:
 
 
 def everything(found: Sequence[dict]) -> pd.DataFrame:
-    """A row a variant, a column a task and model: fp32's score, and by how many points the others are ahead of it.
+    """A row a variant; of each task and model fp32's score, the points that others are ahead of it, size and speed.
 
     Below them, what always giving the commoner answer would score.
     """
-    rows, lazy = {}, {}
+    rows, lazy, ahead = {}, {}, Column(AGAINST, partial(against, found), AHEAD)
     for record in found:
-        unit, whole = record["unit"], rival(record, found)
-        name = f"{unit['task']}, {tables.MODELS[unit['model']]}"
-        ahead = f"{points(record, whole):+z.1f} (p {metrics.written(p_value(record, whole))})"
-        rows.setdefault(label(record), {})[name] = SCORE.cell(record) if whole is record else ahead
+        name = f"{record['unit']['task']}, {tables.MODELS[record['unit']['model']]}"
+        score = SCORE if record["unit"]["variant"] == BASE else ahead
+        row = rows.setdefault(label(record), {})
+        row |= {name: score.cell(record), f"{name}: size (MB)": SIZE.cell(record)}
+        row[f"{name}: times as fast"] = f"{record['metrics'][TIMES]:.2f}"
         lazy[name] = f"{_commoner(record):.1f}"
     rows |= {"always the commoner answer": lazy} if found else {}
     return pd.DataFrame(rows).T.fillna(tables.NOTHING).rename_axis("variant")
@@ -137,22 +147,17 @@ def _commoner(record: dict) -> float:
     return 100 * metrics.by_guessing(record["unit"]["task"], unpack(record["details"]["references"]))
 
 
-def repeats(found: Sequence[dict]) -> pd.DataFrame:
-    """A row a model: how far ratios of speed are apart that were measured twice, the same shapes on two tasks."""
+def repeats(found: Sequence[dict]) -> float:
+    """By how many percent, at most, ratios of speed are apart that were measured twice, on two tasks; NaN if none."""
     rows = frame(found)
-    if not len(rows) or rows.task.nunique() < 2:
-        return pd.DataFrame()
-    ratios = rows.pivot_table(index=["model", "variant"], columns="task", values=TIMES).dropna()
-    apart = (100 * (ratios.max(axis=1) / ratios.min(axis=1) - 1)).groupby("model")
-    made = {"variants": apart.size(), "median (%)": apart.median().round(1), "at most (%)": apart.max().round(1)}
-    return pd.DataFrame(made).rename(index=tables.MODELS).rename_axis("apart")
+    ratios = rows.pivot_table(index=["model", "variant"], columns="task", values=TIMES).dropna() if len(rows) else rows
+    return 100 * (ratios.max(axis=1) / ratios.min(axis=1) - 1).max() if ratios.shape[1] > 1 else np.nan
 
 
 def instructions(found: Sequence[dict]) -> str:
     """The processor's instructions that speeds in few bits hang on, as the records have them."""
-    every = [set(record["provenance"]["cpu_flags"]) for record in found]
-    flags = [flag for flag in records.TELLING if any(flag in own for own in every)]
-    return f"Of its instructions, these matter here: {', '.join(flags) or 'none'}. " if every else ""
+    flags = [flag for flag in records.TELLING if any(flag in one["provenance"]["cpu_flags"] for one in found)]
+    return f"Of its instructions, these matter here: {', '.join(flags) or 'none'}. " if found else ""
 
 
 def in_words(found: Sequence[dict], task: str, model: str) -> str:

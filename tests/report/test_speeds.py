@@ -123,7 +123,9 @@ def test_tables_follow_the_records(found, page):
     assert list(table.index[:2]) == ["whole model (ONNX)", "whole model (ORT)"]
     both = table.loc["50% of heads and neurons cut (Taylor), int8 (ORT)"]
     assert both["times as fast"] == "4.00 (3.60 to 4.40)" and both["size (MB)"] == "20.0"
-    assert both["one row (ms)"] == "2.50"
+    assert list(both[["p50 (ms)", "mean (ms)", "p90 (ms)"]]) == ["2.50"] * 3
+    assert both["p99 (ms)"] == tables.NOTHING, "too few runs"
+    assert both["whole beside it (ms)"] == "10.00"
     answers = exported_answers(found, "sst2")
     assert answers.loc["whole model (ONNX)", "p"] == tables.NOTHING
     assert answers.loc["50% of heads and neurons cut (Taylor), int8 (ONNX)", "p"] == "< 0.0001"
