@@ -1,12 +1,9 @@
-"""Models exported for ONNX Runtime and OpenVINO, in fp32 and in 8 bits; `runtimes` asks them.
-
-ONNX Runtime quantizes inputs as they come, and must look at them first, for each product anew. OpenVINO's scales are
-fixed ahead on calibration rows (NNCF, an optional extra), which is free when the model is asked.
-"""
+"""Models exported for ONNX Runtime, in fp32, 8 and 4 bits; `runtimes` asks them."""
 
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +21,7 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET = 20
-CALIBRATION_ROWS = 300  # NNCF's own default
+CALIBRATION_ROWS, BLOCK = 300, 32  # rows that fix scales ahead; weights that share one of 4 bits
 
 
 class _Outputs(nn.Module):
@@ -81,32 +78,42 @@ def _forget_where(program: torch.onnx.ONNXProgram) -> None:
         noted.metadata_props.clear()
 
 
-def quantize(source: Path, folder: Path, embeddings: bool = False) -> None:
-    """An exported model with its matrices, and embeddings if asked for, in 8 bits; inputs are quantized as they come.
+def quantize(source: Path, folder: Path, bits: str = "onnx_int8", examples: Sequence[dict] = ()) -> None:
+    """An exported model in fewer bits: `bits` is onnx_int8, onnx_int8_embeddings, onnx_int8_static or onnx_int4.
 
-    A scale for each output channel of a matrix, one for a whole table of embeddings. A head that shares the embeddings'
-    table gets its own copy: what is computed on the way, as the turned table is, stays in fp32. Seven bits of the eight
-    are used on a processor that would otherwise overflow in adding up products (`reduce_range`: x86 without VNNI).
+    8 bits have a scale for each output channel of a matrix, and one for a whole table of embeddings. What goes into a
+    product is quantized as it comes, and must be looked at first, each time anew; static, by the range that it had on
+    `examples` (input_ids, attention_mask, token_type_ids, int [tokens] each). 4 bits have a scale for each `BLOCK` of a
+    matrix' weights, beside 8 in embeddings and small heads. A head that shares the embeddings' table gets its own copy:
+    what is computed on the way, as the turned table is, stays in fp32. Seven bits of the eight are used on a processor
+    that would otherwise overflow in adding up products (`reduce_range`: x86 without VNNI).
     """
     import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     graph = onnx.load(only(source))
     del graph.graph.value_info[:]  # the exporter's shapes trip ONNX Runtime's own inference of them
     _store_what_is_turned(graph.graph)
-    kinds = ["MatMul", "Gemm"] + (["Gather"] if embeddings else [])
+    eight = {"per_channel": True, "reduce_range": needs_reduced_range(), "weight_type": QuantType.QInt8}
+    kinds = ["MatMul", "Gemm"] + ["Gather"] * (bits in ("onnx_int8_embeddings", "onnx_int4"))
 
     # On the root logger it advises to preprocess what has been exported clean.
     with pruning.written(folder, source) as building, quiet():
-        quantize_dynamic(
-            graph,
-            building / "model.onnx",
-            op_types_to_quantize=kinds,
-            per_channel=True,
-            reduce_range=needs_reduced_range(),
-            weight_type=QuantType.QInt8,
-        )
-        quantization.note("onnx_int8_embeddings" if embeddings else "onnx_int8", building)
+        target = building / "model.onnx"
+        if bits == "onnx_int8_static":
+            wanted = [given.name for given in graph.graph.input]
+            rows = ({name: np.asarray(one[name], dtype=np.int64)[None] for name in wanted} for one in examples)
+            eight |= {"activation_type": QuantType.QUInt8, "extra_options": {"MatMulConstBOnly": True}}
+            reader = SimpleNamespace(get_next=lambda: next(rows, None))
+            quantize_static(graph, target, reader, op_types_to_quantize=kinds, **eight)
+        else:
+            if bits == "onnx_int4":
+                four = MatMulNBitsQuantizer(graph, block_size=BLOCK, is_symmetric=True, accuracy_level=4)
+                four.process()
+                graph, eight["extra_options"] = four.model.model, {"DefaultTensorType": onnx.TensorProto.FLOAT}
+            quantize_dynamic(graph, target, op_types_to_quantize=kinds, **eight)
+        quantization.note(bits, building)
 
 
 def _store_what_is_turned(graph: "onnx.GraphProto") -> None:
@@ -127,27 +134,6 @@ def needs_reduced_range() -> bool:
     return bool({"avx2", "avx512f"} & flags) and not {"avx512_vnni", "avx_vnni", "amx_int8"} & flags
 
 
-def calibrate(source: Path, folder: Path, examples: Sequence[dict]) -> None:
-    """An exported model (ONNX) in 8 bits for OpenVINO: `folder`/model.xml and model.bin, with the tokenizer.
-
-    `examples`: input_ids, attention_mask, token_type_ids [tokens] each, by which the ranges of all inputs are chosen.
-    """
-    import nncf
-    import openvino
-
-    model = openvino.Core().read_model(only(source))
-    wanted = [given.any_name for given in model.inputs]
-
-    def feed(example: dict) -> dict[str, np.ndarray]:
-        return {name: np.asarray(example[name], dtype=np.int64)[None] for name in wanted}
-
-    rows = nncf.Dataset(examples, feed)
-    with pruning.written(folder, source) as building, quiet("nncf"):  # it lists what it leaves alone
-        made = nncf.quantize(model, rows, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(examples))
-        openvino.save_model(made, building / "model.xml", compress_to_fp16=False)
-        quantization.note("openvino_int8", building)
-
-
 def only(folder: Path) -> Path:
     """The exported model in a folder; InputError if there is none, or more than one."""
     found = list(folder.glob("*.onnx"))
@@ -162,7 +148,7 @@ class MaskedLM(nn.Module):
     device = torch.device("cpu")
 
     def __init__(self, folder: Path, threads: int):
-        """`folder`: a model for ONNX Runtime or OpenVINO that gives its hidden states, too."""
+        """`folder`: a model for ONNX Runtime that gives its hidden states, too."""
         super().__init__()
         self.run = runtimes.load(folder, threads)
 

@@ -31,18 +31,19 @@ from ..measure.sweep import Experiment
 from ..models import checkpoints
 from ..profiles import Profile, Recipe
 from . import pruning, runtimes, variants
-from .variants import BASE, EXPORTED, SMALLEST, Variant, parse
+from .variants import BASE, EXPORTED, SMALLEST, STATIC, Variant, parse
 
 VERSION = 1  # raised whenever the code changes the numbers it makes
 WAYS = ("int8", "bf16", "cut50", "trimmed")  # tried unless said otherwise; cutNN: NN percent of heads and neurons
 LENGTHS, BATCH = (8, 32, 128, 512), 32  # at which the finalists are timed: single texts, and batches of the middle ones
 FEWEST, MOST = 20, 2000  # rows that are measured on
 MOST_READ, MOST_TRAIN = 1_000_000, 20_000  # rows whose words count; rows that are learnt from
-COMMONEST = 500  # pieces that stay in a trimmed vocabulary although the training text has none of them
 RECIPE = Recipe(learning_rate=5e-5, epochs=1)  # of what was cut, towards the original
 EIGHT = "onnx_int8_embeddings"
 SINGLE = {"int8": Variant(bits=EIGHT), "bf16": Variant(bits="bf16"), "trimmed": Variant(bits=SMALLEST, trimmed=True)}
+SINGLE |= {"static": Variant(bits=STATIC), "int4": Variant(bits="onnx_int4")}
 TITLES = {EXPORTED: "fp32 in ONNX Runtime", EIGHT: "int8 with embeddings", SMALLEST: "int8 with embeddings"}
+TITLES |= {STATIC: "int8, inputs' scales fixed ahead", "onnx_int4": "4 bits, embeddings in 8"}
 
 
 class Rows(NamedTuple):
@@ -78,7 +79,12 @@ class Own(variants.Source):
 
     def pieces(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         texts = (text for column in self.train.columns for text in self.train.dataset[column][:])
-        return pruning.pieces_of(tokenizer, texts, COMMONEST)
+        return pruning.pieces_of(tokenizer, texts, pruning.COMMONEST)
+
+
+def _asks_training(variant: Variant) -> bool:
+    """Whether training rows are needed to make it."""
+    return variant.recovered or variant.trimmed or variant.bits == STATIC
 
 
 class Smaller(Experiment):
@@ -101,7 +107,7 @@ class Smaller(Experiment):
 
     def why_not(self, unit: dict) -> str | None:
         variant = parse(unit["variant"])
-        if (variant.recovered or variant.trimmed) and not self.of.train:
+        if _asks_training(variant) and not self.of.train:
             return "needs --train: rows that tell what can go, and to learn from again"
         if variant.cut and (kind := self.config.model_type) not in pruning.NAMES:
             return f"heads are known of {', '.join(pruning.NAMES)}, and this is a {kind}"
@@ -112,8 +118,9 @@ class Smaller(Experiment):
         made = {"version": VERSION, "model": checkpoints.file_hash(self.of.whole), "length": self.of.length}
         made |= {"packages": variants.packages(variant), "threads": self.threads, "data": self.dev.source["revision"]}
         made["repeats"] = self.profile.quantization.repeats
-        if variant.recovered or variant.trimmed:
-            made |= {"train": train.source["revision"], "recipe": profiles.as_settings(RECIPE), "commonest": COMMONEST}
+        if _asks_training(variant):
+            made |= {"train": train.source["revision"], "recipe": profiles.as_settings(RECIPE)}
+            made["commonest"] = pruning.COMMONEST
         return made | records.processor()
 
     def measure(self, unit: dict) -> records.Measurement:
@@ -232,7 +239,7 @@ def read_ways(ways: Sequence[str]) -> list[Variant]:
         elif way in SINGLE:
             found.append(SINGLE[way])
         else:
-            raise InputError(f"unknown way {way!r}: expected some of {', '.join(WAYS)}, with any percent after cut")
+            raise InputError(f"unknown way {way!r}: expected some of {', '.join(SINGLE)}, or cut and any percent")
     return list(dict.fromkeys(found))
 
 
@@ -272,7 +279,7 @@ def compress(
     Args:
         model: Hub id or folder of a …ForSequenceClassification on an encoder; `data`, `train`: files (CSV, TSV, JSON
             lines, parquet) or `id:config` of the Hub, of rows that it has not learnt from, and of such that it may.
-        text, pair, label: their columns. to: ways to try, of `WAYS`. goal: how many points of the score may go.
+        text, pair, label: their columns. to: ways to try. goal: how many points of the score may go.
         out: the folder for model.onnx, tokenizer.json, config.json, use.py, report.md and report.html.
         profile: whose rules things are timed by (laptop's). space: for records, by which a run that was cut off goes
             on, and for what is made on the way (beside `out`, in `out`.work).

@@ -31,6 +31,7 @@ NAMES = {  # of the parts, by architecture
     "distilbert": (*(f"attention.{part}_lin" for part in "qkv"), "attention.out_lin", "ffn.lin1", "ffn.lin2"),
 }
 FILE = "pruned.json"
+COMMONEST = 500  # pieces that stay in a trimmed vocabulary although the training text has none of them
 TOKENIZER = ("tokenizer*", "vocab.txt", "special_tokens_map.json")  # the files of one
 
 

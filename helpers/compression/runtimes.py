@@ -1,4 +1,4 @@
-"""A saved model of any kind, made ready to be asked: PyTorch's, quantized ones, ONNX Runtime's and OpenVINO's.
+"""A saved model of any kind, made ready to be asked: PyTorch's, quantized ones and ONNX Runtime's.
 
 Nothing heavy is imported before it is needed: what a runtime costs to import is part of what it costs to use. `alone`
 asks a model in a process of its own, python -m helpers.compression.runtimes FOLDER TEXT THREADS DEVICE STARTED, where
@@ -46,11 +46,11 @@ class Runner(NamedTuple):
 
 
 def runtime(folder: Path) -> str:
-    """What runs the model in a folder: "torch", "onnx" or "openvino"; InputError if there is no model in it."""
-    for ending, kind in (("onnx", "onnx"), ("ort", "onnx"), ("xml", "openvino"), ("safetensors", "torch")):
+    """What runs the model in a folder: "torch" or "onnx"; InputError if there is no model in it."""
+    for ending, kind in (("onnx", "onnx"), ("ort", "onnx"), ("safetensors", "torch")):
         if any(folder.glob(f"*.{ending}")):
             return kind
-    raise InputError(f"{folder}: no model there: expected *.safetensors, *.onnx, *.ort or *.xml")
+    raise InputError(f"{folder}: no model there: expected *.safetensors, *.onnx or *.ort")
 
 
 @contextlib.contextmanager
@@ -67,10 +67,10 @@ def threads_kept() -> Iterator[None]:
 
 def imports(folder: Path) -> None:
     """Import what the folder's model and its tokenizer need."""
-    libraries = {"onnx": ("onnxruntime", "tokenizers"), "openvino": ("openvino", "tokenizers")}
-    for name in libraries.get(runtime(folder), ()):
-        importlib.import_module(name)
-    if runtime(folder) == "torch":
+    if runtime(folder) == "onnx":
+        importlib.import_module("onnxruntime")
+        importlib.import_module("tokenizers")
+    else:
         from transformers import AutoTokenizer  # noqa: F401 (its parts come when they are asked for)
 
         from . import quantization
@@ -104,9 +104,7 @@ def load(folder: Path, threads: int, device: str = "cpu") -> Runner:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not 1 <= threads <= cores:
         raise InputError(f"{threads} threads on {cores} cores: expected 1 to {cores}")
-    if (kind := runtime(folder)) == "torch":
-        return _torch(folder, threads, device)
-    return _onnx(folder, threads) if kind == "onnx" else _openvino(folder, threads)
+    return _onnx(folder, threads) if runtime(folder) == "onnx" else _torch(folder, threads, device)
 
 
 def _torch(folder: Path, threads: int, device: str) -> Runner:
@@ -150,22 +148,6 @@ def _onnx(folder: Path, threads: int) -> Runner:
         return session.run(None, {name: inputs[name] for name in wanted})
 
     return Runner(run, lambda: 0, wanted)  # a session reads all of its weights when it starts
-
-
-def _openvino(folder: Path, threads: int) -> Runner:
-    import openvino
-
-    # What is not in 8 bits stays in fp32, as everywhere here; it would take bf16 where the processor has it.
-    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(next(folder.glob("*.xml")), "CPU", options)
-    wanted = [given.any_name for given in compiled.inputs]
-    request = compiled.create_infer_request()
-
-    def run(inputs: Inputs) -> list[np.ndarray]:
-        found = request.infer({name: inputs[name] for name in wanted})
-        return [found[given].copy() for given in compiled.outputs]
-
-    return Runner(run, lambda: 0, wanted)  # it packs all of its weights anew when it is compiled
 
 
 def alone(folder: Path, text: str, threads: int, device: str = "cpu", timeout: float = 300.0) -> dict:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..profiles import Profile
 
 BASE = "fp32"  # the model as it is; all others are compared with it
-EXPORTED = "onnx_fp32"  # from which all other bits of ONNX and OpenVINO are made
+EXPORTED = "onnx_fp32"  # from which all other bits of ONNX Runtime are made
 TORCH = {
     BASE: "fp32",
     "bf16": "bf16",
@@ -38,9 +38,10 @@ ONNX = {
     EXPORTED: "fp32 (ONNX Runtime)",
     "onnx_int8": "int8, linear layers (ONNX Runtime)",
     "onnx_int8_embeddings": "int8, linear layers and embeddings (ONNX Runtime)",
+    (STATIC := "onnx_int8_static"): "int8, linear layers, calibrated (ONNX Runtime)",
+    "onnx_int4": "4 bits, int8 embeddings (ONNX Runtime)",
 }
-OPENVINO = {"openvino_int8": "int8, calibrated (OpenVINO)"}
-LABELS = TORCH | ONNX | OPENVINO  # of the bits that notebook 06 compares
+LABELS = TORCH | ONNX  # of the bits that notebook 06 compares
 INT8 = "int8"  # what follows a cut, as in taylor_50_int8: ONNX Runtime's
 SMALLEST = "int8_embeddings"  # the same with embeddings
 CUTS = {
@@ -56,7 +57,6 @@ FAMILIES = {  # of techniques, by how a name begins
     **dict.fromkeys(("torch", "torchao"), "PyTorch int8"),
     "bnb": "bitsandbytes",
     "onnx": "ONNX Runtime",
-    "openvino": "OpenVINO",
     "weights": "weights set to zero",
     "masked": "masked, not cut",
     "layers": "layers dropped",
@@ -68,7 +68,6 @@ NEEDS = {  # packages, by how the name of the bits begins
     "bnb": ("bitsandbytes",),
     "onnx": EXPORTER,
     INT8: EXPORTER,
-    "openvino": (*EXPORTER, "openvino", "nncf"),
 }
 # What is cut at DistilBERT's own size: of weights drawn at random, so only what asks nothing of them.
 CUT_AT_SIZE = ("random_30", "random_50", "layers_3", "random_30_int8", "random_50_int8", "layers_3_int8")
@@ -134,7 +133,10 @@ def asked(profile: "Profile", name: str) -> list[Variant]:
     followed = [one for one in plain if one.cut in ("", *own.recovered)]
     again = [one._replace(recovered=True) for one in followed]
     eight = [one._replace(bits=INT8) for one in followed + again[1:]]  # not of the whole model, trained once more
-    return plain + [Variant("masked", _percent(share)) for share in own.masked] + again + eight
+    half = [one._replace(bits=SMALLEST) for one in again if (one.cut, one.amount) == ("taylor", 50)]
+    trimmed = [one._replace(trimmed=True) for one in (Variant(), Variant(bits=SMALLEST), *half)]
+    masked = [Variant("masked", _percent(share)) for share in own.masked]
+    return plain + masked + again + eight + half + trimmed
 
 
 def _percent(share: float) -> int:
@@ -151,6 +153,8 @@ def label(name: str) -> str:
 def family(name: str) -> str:
     """The technique that a variant belongs to; each has its colour in the figures."""
     variant = parse(name)
+    if variant.trimmed:
+        return "vocabulary trimmed"
     if variant.bits in (INT8, SMALLEST):
         return "pruned, and int8" if variant.cut else FAMILIES["onnx"]
     return FAMILIES[name.split("_")[0]]
@@ -170,10 +174,8 @@ def why_not(variant: Variant, device: str = "cpu") -> str | None:
         return quantization.why_not(variant.bits, device, cut=variant.cut in ("taylor", "magnitude", "random"))
     if device != "cpu":
         return "for processors"
-    extra = variant.bits in OPENVINO
     absent = [name for name in packages(variant) if importlib.util.find_spec(name) is None]
-    hint = "an optional extra: pip install openvino nncf" if extra else "pip install -r requirements.txt"
-    return f"{', '.join(absent)} not installed: {hint}" if absent else None
+    return f"{', '.join(absent)} not installed: pip install -r requirements.txt" if absent else None
 
 
 class Source:
@@ -262,7 +264,7 @@ def make(variant: Variant, of: Source, target: Path) -> None:
     plain = variant.plain
     if variant.bits == EXPORTED:
         onnx.export(quantization.load(of.folder(plain), "cpu"), of.folder(plain), target, of.hidden)
-    elif variant.bits in (*ONNX, *OPENVINO, INT8, SMALLEST):
+    elif variant.bits in (*ONNX, INT8, SMALLEST):
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             if plain == Variant():
@@ -270,10 +272,8 @@ def make(variant: Variant, of: Source, target: Path) -> None:
             else:  # exported for this alone
                 exported = Path(scratch) / EXPORTED
                 make(plain._replace(bits=EXPORTED), of, exported)
-            if variant.bits in OPENVINO:
-                onnx.calibrate(exported, target, of.calibration())
-            else:
-                onnx.quantize(exported, target, "embeddings" in variant.bits)
+            bits = variant.bits if variant.bits in ONNX else f"onnx_{variant.bits}"
+            onnx.quantize(exported, target, bits, of.calibration() if bits == STATIC else ())
     elif variant.bits != BASE or variant == Variant():
         quantization.save(variant.bits, of.folder(plain), target)
     elif variant.trimmed:

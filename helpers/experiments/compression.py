@@ -12,11 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, DistilBertConfig, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DistilBertConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from .. import InputError
 from ..compression import onnx, pruning, quantization, runtimes, variants
-from ..compression.variants import BASE, EXPORTED, LABELS, OPENVINO, Variant, parse
+from ..compression.variants import BASE, EXPORTED, LABELS, STATIC, Variant, parse
 from ..data import encoding, hub
 from ..measure import machine, metrics, records, timing
 from ..measure.sweep import Experiment
@@ -104,7 +111,10 @@ class Compression(Experiment):
         folder, base = of.folder(variant), of.folder(Variant())
         run, reference = (runtimes.load(one, self.timed.threads, device) for one in (folder, base))
         examples, labels, source = self.glue.examples(task, "validation")
-        logits = self.predict(run, examples)
+        own = examples
+        if variant.trimmed:  # it has a tokenizer of its own
+            own, _, _ = self.glue.read(task, "validation", AutoTokenizer.from_pretrained(folder))
+        logits = self.predict(run, own)
         if (base, device) not in self.answers:
             self.answers[base, device] = logits if folder == base else self.predict(reference, examples)
         full = self.answers[base, device]
@@ -113,7 +123,7 @@ class Compression(Experiment):
         scores |= {"score": metrics.task_score(task, scores), "agreement": (guesses == expected).mean()}
         scores |= {"logit_error": np.abs(logits - full).mean(), "size_mb": timing.size_mb(folder)}
         scores |= {"footprint_mb": weights / 1e6} if (weights := run.touch()) else {}
-        timed, taken = self.times((run, reference), examples, device)
+        timed, taken = self.times((run, reference), own, device)
         text = self.glue.pretraining.tokenizer.decode(examples[0]["input_ids"], skip_special_tokens=True)
         given = folder, text, self.timed.threads, device
         alone = [runtimes.alone(*given) for _ in range(self.timed.repeats * self.isolated(unit))]
@@ -207,10 +217,12 @@ class FineTuned(variants.Source):
     def made_of(self, variant: Variant) -> dict:
         """All that could change a variant itself."""
         made = made_by(variant) | {"model": self.weights}
-        if variant.bits in OPENVINO:
+        if variant.bits == STATIC:
             made["calibration_rows"] = onnx.CALIBRATION_ROWS
         elif variant.cut in ("taylor", "masked"):
             made["calibration_rows"] = self.rows
+        if variant.trimmed:
+            made["commonest"] = pruning.COMMONEST
         if variant.recovered:
             made["recovery"] = as_settings(self.recovery) | {"precision": self.precision}
         return made
@@ -218,6 +230,12 @@ class FineTuned(variants.Source):
     def sources(self, model: PreTrainedModel) -> list[dict]:
         """Provenance of a variant."""
         return self.glue.sources(self.unit, model)
+
+    def pieces(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """By all of its task's training text."""
+        rows, _ = hub.load(self.of.profile, self.glue.data_id, self.task["task"], "train")
+        columns = metrics.GLUE[self.task["task"]].columns
+        return pruning.pieces_of(tokenizer, (text for column in columns for text in rows[column][:]), pruning.COMMONEST)
 
     @property
     def recovery(self) -> Recipe:
@@ -246,9 +264,9 @@ class Losses(Experiment):
 
     @property
     def units(self) -> list[dict]:
-        """What is neither trained again nor masked; what is taken away, and then in 8 bits."""
+        """What is neither trained again, trimmed nor masked; what is taken away, and then in 8 bits."""
         every = variants.asked(self.profile, self.name)
-        found = [one for one in every if not one.recovered and one.cut != "masked"]
+        found = [one for one in every if not one.recovered and not one.trimmed and one.cut != "masked"]
         found.sort(key=lambda one: every.index(one.plain))
         return [{"model": "student", "variant": one.name} for one in found]
 

@@ -108,7 +108,7 @@ class Deployed(Experiment):
         elif unit["format"] == "ort":
             self.mobile(self.folder(unit | {"format": "onnx"}), folder)
         elif variant.bits == INT8:
-            onnx.quantize(self.folder(unit | {"variant": variant.plain.name}), folder, embeddings=True)
+            onnx.quantize(self.folder(unit | {"variant": variant.plain.name}), folder, "onnx_int8_embeddings")
         else:
             plain = self.original(unit)
             onnx.export(quantization.load(plain, torch.device("cpu")), plain, folder)

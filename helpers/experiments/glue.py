@@ -9,7 +9,7 @@ import datasets
 import evaluate
 import numpy as np
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import InputError
 from ..data import hub
@@ -246,13 +246,17 @@ class Glue(Downstream):
             sources.append(source)
         return scores, details, sources
 
-    def read(self, task: str, split: str) -> tuple[list[dict], np.ndarray, dict]:
+    def read(
+        self, task: str, split: str, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> tuple[list[dict], np.ndarray, dict]:
+        """With `tokenizer`, as a model with a vocabulary of its own reads them."""
         recipe, spec = self.recipe({"task": task}), GLUE[task]
         rows = recipe.train_rows if split == "train" else recipe.dev_rows
         dataset, source = hub.sample(self.profile, self.data_id, task, split, rows)
         labels = np.asarray(dataset["label"][:], dtype=float)
         metrics.check_labels(f"{task}, {split}", labels, spec.classes)
-        return encode_texts(dataset, spec.columns, self.pretraining.tokenizer, recipe.length), labels, source
+        tokenizer = tokenizer or self.pretraining.tokenizer
+        return encode_texts(dataset, spec.columns, tokenizer, recipe.length), labels, source
 
 
 class Ablation(Glue):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # who loads a model imports this module, too, and that is tim
 
 PACKAGES = (  # those that numbers may depend on
     *("torch", "transformers", "datasets", "tokenizers", "accelerate", "numpy", "safetensors"),
-    *("torchao", "bitsandbytes", "onnx", "onnxruntime", "onnxscript", "openvino", "nncf"),
+    *("torchao", "bitsandbytes", "onnx", "onnxruntime", "onnxscript"),
 )
 # Of a processor's instructions, those that numbers and speeds depend on.
 TELLING = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")

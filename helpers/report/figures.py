@@ -73,7 +73,7 @@ TECHNIQUES = {  # of each technique
     "PyTorch int8": PALETTE[3],
     "bitsandbytes": PALETTE[5],
     "ONNX Runtime": PALETTE[4],
-    "OpenVINO": PALETTE[8],
+    "vocabulary trimmed": PALETTE[8],
     "weights set to zero": PALETTE[6],
     "masked, not cut": PALETTE[9],
     "heads and neurons cut": PALETTE[0],

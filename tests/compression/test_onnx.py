@@ -11,7 +11,7 @@ from transformers import (
 )
 
 from helpers import ROOT, InputError
-from helpers.compression import onnx, pruning, runtimes, variants
+from helpers.compression import onnx, pruning, runtimes
 from helpers.measure import records, timing
 from helpers.models import checkpoints, distillation
 
@@ -69,7 +69,7 @@ def test_what_is_exported_does_not_say_where_f15(tmp_path):
     model, made = make("distilbert"), {}
     for name in ("here", "in_a_folder_with_a_long_name"):
         onnx.export(model, tmp_path, tmp_path / name / "fp32")
-        onnx.quantize(tmp_path / name / "fp32", tmp_path / name / "int8", embeddings=True)
+        onnx.quantize(tmp_path / name / "fp32", tmp_path / name / "int8", "onnx_int8_embeddings")
         made[name] = [(tmp_path / name / bits / "model.onnx").read_bytes() for bits in ("fp32", "int8")]
     for one, other in zip(*made.values(), strict=True):
         assert one == other
@@ -91,7 +91,7 @@ def test_what_is_exported_gives_the_same_answers(kind, tmp_path, capfd, page):
         for shape in ((1, 3), (2, 16), (5, 33)):
             np.testing.assert_allclose(run(inputs(*shape)), answer(model, inputs(*shape)), atol=1e-4)
     onnx.quantize(tmp_path / "fp32", tmp_path / "int8")
-    onnx.quantize(tmp_path / "fp32", tmp_path / "small", embeddings=True)
+    onnx.quantize(tmp_path / "fp32", tmp_path / "small", "onnx_int8_embeddings")
     for folder in ("int8", "small"):
         found, full = runtimes.load(tmp_path / folder, threads=1)(inputs(5, 33)), answer(model, inputs(5, 33))
         assert 1e-6 < np.abs(found - full).mean() < 0.1 * full.std(), folder
@@ -151,21 +151,39 @@ def test_bad_input_is_refused_in_one_line(tmp_path, page):
     assert not (tmp_path / "ort").exists()
 
 
-def test_calibrated_int8_is_near_and_small(tmp_path, monkeypatch):
-    monkeypatch.setattr(variants.importlib.util, "find_spec", lambda name: None if name == "nncf" else object())
-    eight = variants.parse("openvino_int8")
-    assert variants.why_not(eight) == "nncf not installed: an optional extra: pip install openvino nncf"
-    monkeypatch.undo()
-    for name in variants.OPENVINO:
-        if reason := variants.why_not(eight):
-            pytest.skip(reason)
-        model = make("distilbert")
-        onnx.export(model, tmp_path, tmp_path / "fp32")
-        given = inputs(8, 16)
-        given["attention_mask"][:] = 1
-        rows = [{part: values[row] for part, values in given.items()} for row in range(8)]
-        onnx.calibrate(tmp_path / "fp32", tmp_path / name, rows)
-        run, full = runtimes.load(tmp_path / name, threads=1), answer(model, given)
-        apart = np.abs(run(given) - full).max()
-        assert 1e-4 < apart < 0.3 * full.std() and run(inputs(3, 7)).shape == (3, 3)
-        assert timing.size_mb(tmp_path / name) < 0.35 * timing.size_mb(tmp_path / "fp32")
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", ["onnx_int8_static", "onnx_int4"])
+def test_other_bits_are_what_they_say(bits, tmp_path):
+    """Read back from the file: scales of inputs that are stored, or two weights a byte and a scale for each block."""
+    import onnx as library
+
+    model, given = make("distilbert"), inputs(8, 16)
+    given["attention_mask"][:] = 1
+    rows = [{part: values[row] for part, values in given.items()} for row in range(8)]
+    onnx.export(model, tmp_path, tmp_path / "fp32")
+    onnx.quantize(tmp_path / "fp32", tmp_path / bits, bits, rows)
+    run, full = runtimes.load(tmp_path / bits, threads=1), answer(model, given)
+    apart = np.abs(run(given) - full).mean() / full.std()
+    assert 1e-4 < apart < (0.1 if "int8" in bits else 0.5) and run(inputs(3, 7)).shape == (3, 3)
+    graph = library.load(tmp_path / bits / "model.onnx").graph
+    stored = {one.name: library.numpy_helper.to_array(one) for one in graph.initializer}
+    matrices = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    if bits == "onnx_int4":
+        four = [node for node in graph.node if node.op_type == "MatMulNBits"]
+        encoder = model.distilbert.transformer
+        weights = sum(one.weight.numel() for one in encoder.modules() if isinstance(one, torch.nn.Linear))
+        assert sum(stored[node.input[1]].nbytes for node in four) == weights / 2
+        assert sum(stored[node.input[2]].size for node in four) == weights / onnx.BLOCK
+        others = [model.pre_classifier, model.classifier, *model.distilbert.embeddings.modules()]
+        eight = sum(one.weight.numel() for one in others if isinstance(one, torch.nn.Linear | torch.nn.Embedding))
+        assert sum(v.nbytes for v in stored.values() if v.dtype in (np.int8, np.uint8) and v.ndim == 2) == eight
+    else:
+        eight = [v for v in stored.values() if v.dtype == np.int8 and v.ndim == 2]
+        assert len(eight) == len(matrices)
+        kinds = [node.op_type for node in graph.node]
+        assert "DynamicQuantizeLinear" not in kinds and kinds.count("QuantizeLinear") >= 2
+        onnx.quantize(tmp_path / "fp32", tmp_path / "few", bits, [{part: row[:4] for part, row in rows[0].items()}])
+        again = library.load(tmp_path / "few" / "model.onnx").graph.initializer
+        few = {one.name: library.numpy_helper.to_array(one) for one in again}
+        changed = [name for name in few if few[name].ndim == 0 and not np.array_equal(few[name], stored[name])]
+        assert changed, "the ranges of other rows are others"

@@ -307,7 +307,7 @@ REFUSED = {
         "is no checkpoint: expected a folder with config.json and *.safetensors",
     ),
     "damaged weights": (lambda f: [changed(f, damage)], "its weights are damaged"),
-    "no such way": (lambda f: ["--to", "int4"], "unknown way 'int4'"),
+    "no such way": (lambda f: ["--to", "int3"], "unknown way 'int3'"),
     "a cut of nothing": (lambda f: ["--to", "cut0"], "unknown way 'cut0'"),
     "a goal without a number": (lambda f: ["--goal", "small"], "goal 'small'"),
     "no thread": (lambda f: ["--threads", "999"], "threads has 999"),

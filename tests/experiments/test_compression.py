@@ -28,7 +28,11 @@ def test_the_variants_of_a_profile(tmp_path, monkeypatch):
     followed = ["fp32", "taylor_30", "layers_1"]
     again = [f"{name}_recovered" for name in followed]
     eight = [f"{name}_int8" for name in followed + again if name != "fp32_recovered"]
-    assert list(experiment.variants) == plain + again + eight and experiment.ready == []
+    words = ["fp32_trimmed", "fp32_trimmed_int8_embeddings"]
+    assert list(experiment.variants) == plain + again + eight + words and experiment.ready == []
+    half = made(tmp_path, "pruning", **own | {"shares": [0.3, 0.5]}, recovered=["taylor"])
+    small = "taylor_50_recovered_int8_embeddings", "taylor_50_recovered_trimmed_int8_embeddings"
+    assert list(half.variants)[-4:] == [small[0], *words, small[1]]
     few = {"pruning.tasks": ["sst2", "mrpc"], "pruning.elsewhere": ["taylor_30"]}
     few |= {f"pruning.{name}": value for name, value in own.items()} | {"pruning.recovered": ["taylor"]}
     profile = profiles.load("mini", few)
@@ -41,7 +45,7 @@ def test_the_variants_of_a_profile(tmp_path, monkeypatch):
     assert [unit["variant"] for unit in losses] == names
     assert not experiment.isolated({"task": "sst2", "variant": "fp32"}), "mini isolates none of them"
     without(monkeypatch, "onnx")
-    assert set(experiment.missing) == set(eight)
+    assert set(experiment.missing) == {*eight, words[1]}
     with pytest.raises(InputError, match="pruning.weights"):
         made(tmp_path, "pruning", weights=[1.0])
 
@@ -75,8 +79,7 @@ def test_at_full_size(monkeypatch, tmp_path, page):
     whole = compression.DistilBertConfig
     monkeypatch.setattr(compression, "DistilBertConfig", lambda: whole(**small))
     profile = profiles.load("mini", {"quantization.full_size": True, "quantization.length": 16})
-    names = ["fp32", "torch_int8", "random_50", "layers_1", "random_50_int8", "onnx_int8"]
-    names += [] if variants.why_not(variants.parse("openvino_int8")) else ["openvino_int8"]
+    names = ["fp32", "torch_int8", "random_50", "layers_1", "random_50_int8", "onnx_int8", "onnx_int8_static"]
     space = records.Workspace(profile, str(tmp_path))
     experiment = full_size(profile, space)
     experiment.names = [*names, "taylor_50", "random_50_recovered"]

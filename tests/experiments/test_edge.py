@@ -58,7 +58,7 @@ def exported(tmp_path_factory, page) -> Path:
     shape = {"dim": 64, "hidden_dim": 256, "n_layers": 2, "n_heads": 2, "vocab_size": 500}
     folder = tmp_path_factory.mktemp("exported")
     onnx.export(DistilBertForSequenceClassification(DistilBertConfig(**shape)), folder, folder / "fp32")
-    onnx.quantize(folder / "fp32", folder / "int8", embeddings=True)
+    onnx.quantize(folder / "fp32", folder / "int8", "onnx_int8_embeddings")
     for name in ("fp32", "int8"):
         to_ort(folder / name, folder / f"{name}_ort")
     return folder

@@ -17,7 +17,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-EXTRA = {"openvino", "nncf"}  # imported where they are installed
 ACTIVE = ("VIRTUAL_ENV", "CONDA_PREFIX", "COLAB_RELEASE_TAG")  # set in an environment that is active
 
 
@@ -56,7 +55,7 @@ def test_all_that_is_imported_is_required_and_the_other_way_round():
     distributions = packages_distributions()
     names = {canonicalize_name(distributions.get(module, [module])[0]) for module in imported - own}
     required = set(read_requirements("requirements.txt"))
-    assert names - EXTRA <= required
+    assert names <= required
     # accelerate: Trainer's; bitsandbytes: transformers'; ipykernel: papermill's; ipywidgets: a notebook's;
     # onnxscript: torch's exporter's; safetensors: the format of weights
     unseen = {"accelerate", "bitsandbytes", "ipykernel", "ipywidgets", "onnxscript", "pyarrow", "safetensors"}
