@@ -29,6 +29,7 @@ class Spec(NamedTuple):
     taught: bool = True  # by the teacher, with the triple loss; otherwise the masked-LM loss alone
     changes: dict[str, float] = {}  # values of the recipe
     every: int = 1  # one of so many blocks of the text is read
+    trained: bool = True  # or left as it starts
 
     @property
     def experiment(self) -> str:
@@ -42,6 +43,8 @@ MODELS = {
     "student": Spec("teacher's layers"),
     "twin": Spec("teacher's layers", taught=False),
     "random": Spec("random weights"),
+    "twin_time": Spec("teacher's layers", taught=False),  # for as long as the student, not for as many steps
+    "dropped": Spec("teacher's layers", taught=False, trained=False),
     "no_distillation": Spec("teacher's layers", changes={"weight_distillation": 0.0}),
     "no_masked_lm": Spec("teacher's layers", changes={"weight_masked_lm": 0.0}),
     "no_cosine": Spec("teacher's layers", changes={"weight_cosine": 0.0}),
@@ -66,6 +69,8 @@ class Pretraining(Experiment):
         self.made: set[Path] = set()  # checkpoints made by this run
         if profile.threads:
             torch.set_num_threads(1 if READ_ONLY in os.environ else profile.threads)  # side by side they would collide
+        if "twin_time" in self.recipe.variants and not self.recipe.equal_time:
+            raise InputError("twin_time in distillation.variants: distillation.equal_time says how many steps it takes")
         self._check_lengths()
         available = self.shape.layers if self.shape else self.teacher_config.num_hidden_layers
         self.layers = distillation.choose_layers(available, self.recipe.layers)
@@ -93,20 +98,22 @@ class Pretraining(Experiment):
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers; InputError if a student's teacher has not been made yet."""
         settings = {"version": VERSION, "precision": self.precision, "corpus": as_settings(self.profile.corpus)}
-        settings |= hub.state(self.profile, self.profile.corpus.id)
+        settings |= hub.state(self.profile, *self._data_ids())
         spec, recipe = MODELS[unit["model"]], as_settings(self.recipe)
         if spec.start == "as it comes":
             settings |= {unit["model"]: self._given(unit).partition("@")[0], "revision": self._revision(unit)}
         if unit == TEACHER:
             settings["training"] = as_settings(self.profile.teacher_training)
             return settings | {"recipe": {name: recipe[name] for name in ("mask_rate", "mask_smoothing")}}
-        settings["teacher"], own = self.weights(TEACHER), ("seeds", "variants", "layers")  # the experiment's
-        if unit["model"] == "released":
+        settings["teacher"], own = self.weights(TEACHER), ("seeds", "variants", "layers", "snapshots", "equal_time")
+        if not self.stages(unit):
             own += ("training",)
         else:
             settings["layers"] = self.layers
         if spec.every > 1:
             settings["text"] = "a quarter"
+        if unit["model"] == "twin_time":
+            settings["steps"] = self.stages(unit)[0].steps
         return settings | {"recipe": {k: v for k, v in recipe.items() if k not in own} | spec.changes}
 
     def measure(self, unit: dict) -> records.Measurement:
@@ -116,8 +123,9 @@ class Pretraining(Experiment):
         metrics = self._heldout_losses(model, teacher, corpus.heldout)
         knows = masked_lm.knows(model, self.tokenizer, masked_lm.probes(self.profile, self.tokenizer))
         metrics |= {"cloze_accuracy": float(np.mean(knows))} if knows else {}  # a vocabulary may have none of the words
-        if corpus.train != corpus.heldout:
-            other = self._heldout_losses(model, None, corpus.train)
+        learnt = encoding.MIXTURE if corpus.mixture else corpus.train
+        if learnt != corpus.heldout:
+            other = self._heldout_losses(model, None, learnt)
             metrics["masked_lm_loss_on_training_corpus"] = other["masked_lm_loss"]
         metrics |= {"parameters": checkpoints.parameters(model), "size_mb": checkpoints.size_mb(model)}
         if steps := [line for line in log if "tokens" in line]:
@@ -167,13 +175,20 @@ class Pretraining(Experiment):
         for number, stage in enumerate(self.stages(unit)):
             head_alone = stage is self.profile.teacher_training.head
             model.base_model.requires_grad_(not head_alone)
-            total = stage.steps * stage.batch_size * stage.accumulation
-            blocks = encoding.MaskedBlocks(self.text.blocks[:: spec.every], masking, total)
+            window = stage.batch_size * stage.accumulation
+            sort = window if stage.accumulation > 1 else 1  # of one batch, the order changes no padding
+            blocks = encoding.MaskedBlocks(self.text.blocks[:: spec.every], masking, stage.steps * window, sort)
             sides = teacher if spec.taught else None, recipe, stage, blocks, curve, teacher
             where = self.tokenizer.pad_token_id, folder / f"stage-{number}", self.precision
-            lines = distillation.train(distillation.DistillationTrainer(model, *sides, *where))
+            trainer = distillation.DistillationTrainer(model, *sides, *where)
+            if self.recipe.snapshots and unit["model"] in ("student", "twin"):
+                tokens = blocks.lengths().reshape(stage.steps, window).sum(axis=1).cumsum()
+                steps = {int(np.searchsorted(tokens, n)) + 1: self.snapshot(unit, n) for n in self.recipe.snapshots}
+                trainer.add_callback(training.Keep(steps, self.tokenizer))
+            lines = distillation.train(trainer)
             log += [line | {"stage": "head" if head_alone else "whole"} for line in lines]
-        if unit == TEACHER and self.shape:
+        pairs = any(len(part.columns) > 1 for part in self.profile.corpus.mixture)
+        if unit == TEACHER and self.shape and not pairs:  # the second type has learnt nothing
             checkpoints.share_token_types(model)
         return model, log
 
@@ -197,13 +212,25 @@ class Pretraining(Experiment):
         if unit == TEACHER:
             teacher = self.profile.teacher_training
             return [stage for stage in (teacher.head, teacher.whole) if stage]
-        return [] if unit["model"] == "released" else [self.recipe.training]
+        spec, stage = MODELS[unit["model"]], self.recipe.training
+        if unit["model"] == "twin_time":
+            stage = dataclasses.replace(stage, steps=round(self.recipe.equal_time * stage.steps))
+        return [stage] if spec.trained and spec.start != "as it comes" else []
 
     def checkpoint(self, unit: dict) -> Path | None:
         """The folder of the unit's model, there or not; None for one that is used as it comes from the Hub."""
-        if not self.stages(unit):
+        if not self.stages(unit) and MODELS[unit["model"]].start == "as it comes":
             return None
         return self.space.checkpoints / f"{records.slug(unit)}-{records.digest(self.settings(unit))}"
+
+    def snapshot(self, unit: dict, tokens: int) -> Path:
+        """The folder of the unit's model as it was after so many tokens."""
+        return self.checkpoint(unit).with_suffix(f".at-{tokens}")
+
+    def _data_ids(self) -> list[str]:
+        """The data sets that are learnt from or measured on here."""
+        corpus = self.profile.corpus
+        return list(dict.fromkeys((corpus.id, *(part.id for part in corpus.mixture))))
 
     def weights(self, unit: dict) -> str:
         """What the unit's weights are recognised by, from its record if need be; InputError if it is untrained yet."""

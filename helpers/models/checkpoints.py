@@ -218,9 +218,13 @@ def start_head(model: PreTrainedModel, counts: np.ndarray) -> None:
     predictions.bias.copy_((smoothed / smoothed.sum()).log())
 
 
-def encode(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Last hidden states [batch, length, width] of a masked language model's encoder; its head is not run."""
-    return model.base_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+def encode(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
+    """Last hidden states [batch, length, width] of a masked language model's encoder; its head is not run.
+
+    A BERT is told which of two texts a token is from; a DistilBERT sees it by the [SEP] between them alone.
+    """
+    names = ("input_ids", "attention_mask") + ("token_type_ids",) * (model.config.model_type == "bert")
+    return model.base_model(**{name: batch[name] for name in names if name in batch}).last_hidden_state
 
 
 def vocabulary_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
@@ -235,10 +239,9 @@ def predict(model: nn.Module, batch: dict[str, Tensor], chosen: Tensor) -> tuple
 
     `chosen` [batch, length] says of which tokens. A model that isn't transformers' is asked for both at once.
     """
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     if not isinstance(model, PreTrainedModel):
-        return model(inputs, chosen)
-    hidden = encode(model, **inputs)
+        return model({"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}, chosen)
+    hidden = encode(model, batch)
     few = hidden[chosen]
     if not len(few) and not torch.is_grad_enabled():  # torchao cannot multiply nothing by a matrix
         return hidden, few.new_empty(0, model.config.vocab_size)

@@ -13,10 +13,18 @@ from pathlib import Path
 import safetensors
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from .. import InputError
 from ..measure import sweep
+from . import checkpoints
 
 
 class InParts(Trainer):
@@ -117,6 +125,17 @@ class Watch(TrainerCallback):
         sweep.report(f"step {state.global_step} of {state.max_steps}, loss {loss:.3f}")
         if time.monotonic() - self.saved > 60 * self.save_minutes:
             self.saved, control.should_save = time.monotonic(), True
+
+
+class Keep(TrainerCallback):
+    """Keeps the model as it is after some steps: `folders` by step. One that is there is not written again."""
+
+    def __init__(self, folders: dict[int, Path], tokenizer: PreTrainedTokenizerBase):
+        self.folders, self.tokenizer = folders, tokenizer
+
+    def on_step_end(self, args, state, control, model=None, **_):
+        if (folder := self.folders.get(state.global_step)) and not folder.is_dir():
+            checkpoints.save(model, self.tokenizer, folder)
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from helpers import ROOT, InputError, profiles
 from helpers.experiments import pretraining
 from helpers.measure import machine, records, sweep
-from helpers.models import checkpoints, masked_lm
+from helpers.models import checkpoints, distillation, masked_lm
 
 VARIANTS = ["student", "twin", "random"]
 TIMES = {"training_minutes", "tokens_per_s"}
@@ -239,6 +240,45 @@ def test_students_without_a_part_of_the_recipe_are_kept_apart(experiment, finish
     whole = experiment(tmp_path / "store", **few)
     shutil.rmtree(whole.checkpoint(ablated.units[0]))
     assert whole.weights(ablated.units[0]) == without[0]["details"]["checkpoint"], "known from its own record"
+
+
+def test_dropped_is_the_start_of_the_others_and_learns_nothing(experiment, finished, tmp_path):
+    shutil.copytree(store_of(finished[0]), tmp_path / "store")
+    several = experiment(tmp_path / "store", **{"distillation.variants": ["student", "dropped"]})
+    dropped = several.run()[-1]
+    assert "training_minutes" not in dropped["metrics"] and "training" not in dropped["settings"]["recipe"]
+    ours = several.trained({"model": "dropped", "seed": 0})[0].state_dict()
+    start = distillation.from_teacher(several.teacher, several.layers).state_dict()
+    assert ours.keys() == start.keys() and all(torch.equal(ours[name], start[name]) for name in ours)
+
+
+def test_the_twin_of_equal_time_takes_the_steps_that_were_measured(experiment, finished, tmp_path):
+    made, found = finished
+    shutil.copytree(store_of(made), tmp_path / "store")
+    longer = {"distillation.variants": ["twin", "twin_time"], "distillation.equal_time": 1.5}
+    twin, longer = experiment(tmp_path / "store", **longer).run()[1:]
+    assert twin == found[2], "what was measured before equal_time was known is still found"
+    assert longer["settings"]["steps"] == 9 and "steps" not in twin["settings"]
+    assert longer["metrics"]["training_tokens"] == pytest.approx(1.5 * twin["metrics"]["training_tokens"], rel=0.1)
+    with pytest.raises(InputError, match="equal_time says how many steps"):
+        experiment(tmp_path / "store", **{"distillation.variants": ["twin_time"]})
+
+
+def test_snapshots_are_kept_on_the_way_and_change_nothing(experiment, finished, tmp_path):
+    """One after the tokens of two lines of the log; one that is never reached."""
+    made, found = finished
+    tokens = [line["tokens"] for line in found[1]["details"]["curve"] if "tokens" in line]
+    wanted = {"distillation.snapshots": [int(sum(tokens[:2])) + 1, 10**8]}
+    shutil.copytree(store_of(made), tmp_path / "store")
+    several = experiment(tmp_path / "store", **wanted)
+    student = {"model": "student", "seed": 0}
+    shutil.rmtree(several.checkpoint(student))
+    again = several.trained(student)[0].state_dict()
+    before = made.trained(student)[0].state_dict()
+    assert all(torch.equal(again[name], before[name]) for name in again), "snapshots change no training"
+    kept, unreached = (several.snapshot(student, n) for n in wanted["distillation.snapshots"])
+    third = checkpoints.load_masked_lm(str(kept))[0].state_dict()
+    assert not unreached.exists() and any(not torch.equal(third[name], again[name]) for name in again)
 
 
 def test_a_plan_counts_the_tokens_of_each_training(experiment, tmp_path, monkeypatch):
