@@ -19,7 +19,7 @@ from ..measure.metrics import GLUE
 from ..measure.sweep import Experiment
 from ..models import checkpoints, distillation, finetuning, training
 from ..profiles import Profile, Recipe, as_settings
-from .pretraining import Pretraining
+from .pretraining import FOLLOWED, Pretraining
 
 VERSION = 1  # raised whenever the code changes the numbers it makes
 DISTILLED = "student_d"  # the student, distilled a second time from the fine-tuned teacher
@@ -179,8 +179,16 @@ class Downstream(Experiment):
 
     def origin(self, model: str) -> dict:
         """The unit of notebook 01 that a model starts from."""
-        seed = 0 if model in ("teacher", "released") else self.profile.distillation.seeds[0]
-        return {"model": "student" if model == DISTILLED else model, "seed": seed}
+        name, _, tokens = model.partition("@")
+        seed = 0 if name in ("teacher", "released") else self.profile.distillation.seeds[0]
+        unit = {"model": "student" if name == DISTILLED else name, "seed": seed}
+        return unit | ({"tokens": int(tokens)} if tokens else {})
+
+    @property
+    def followed(self) -> list[str]:
+        """The models of notebook 01 as they were on the way: student@1000000, after so many tokens."""
+        own = self.profile.distillation
+        return [f"{name}@{n}" for n in own.snapshots for name in FOLLOWED if name in own.variants]
 
     def start_hash(self, model: str) -> str | None:
         """What the weights that a model starts from are recognised by; None where they have not been made yet."""
@@ -268,6 +276,20 @@ class Ablation(Glue):
     def units(self) -> list[dict]:
         ablation = self.profile.ablation
         return self.grid(ablation.variants, ablation.tasks, ablation.seeds)
+
+    def keeps(self, unit: dict) -> bool:
+        return False
+
+
+class GlueOnTheWay(Glue):
+    """Students as they were on the way, on a task of one sentence and one of two: GLUE units of the first seed."""
+
+    name = "glue_on_the_way"
+
+    @property
+    def units(self) -> list[dict]:
+        tasks = [task for task in ("sst2", "stsb") if task in self.profile.glue.tasks]
+        return self.grid(self.followed, tasks, self.profile.glue.seeds[:1])
 
     def keeps(self, unit: dict) -> bool:
         return False

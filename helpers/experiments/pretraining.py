@@ -20,6 +20,8 @@ from ..profiles import Profile, Training, as_settings
 
 VERSION = 1  # raised whenever the code changes the numbers it makes
 TEACHER = {"model": "teacher", "seed": 0}
+ONCE = ("dropped", "twin_time")  # of the first seed alone
+FOLLOWED = ("student", "twin")  # of which snapshots are kept, units with "tokens"
 
 
 class Spec(NamedTuple):
@@ -56,7 +58,8 @@ class Pretraining(Experiment):
     """The teacher, the released DistilBERT where the profile has one, and the students: {"model": name, "seed": n}.
 
     A student starts from its teacher's layers and minimises the triple loss; its `twin` has the same layers, text and
-    steps, and the masked-LM loss alone; the `random` one has the triple loss, from random weights. See MODELS.
+    steps, and the masked-LM loss alone; the `random` one has the triple loss, from random weights; `dropped` has these
+    layers and no training at all. See MODELS.
     """
 
     name = "distillation"
@@ -79,8 +82,9 @@ class Pretraining(Experiment):
     def units(self) -> list[dict]:
         """Every unit, in the order in which they need one another."""
         released = [{"model": "released", "seed": 0}] if self.profile.released else []
-        students = [{"model": name, "seed": seed} for seed in self.recipe.seeds for name in self.recipe.variants]
-        return [TEACHER, *released, *students]
+        seeds, variants = self.recipe.seeds, self.recipe.variants
+        pairs = [(name, seed) for seed in seeds for name in variants if seed == seeds[0] or name not in ONCE]
+        return [TEACHER, *released, *({"model": name, "seed": seed} for name, seed in pairs)]
 
     def _check_lengths(self) -> None:
         """See that the model takes texts as long as the profile's; InputError for one that is longer."""
@@ -134,6 +138,8 @@ class Pretraining(Experiment):
             parts = max(line.get("batch_parts", 1) for line in steps)
             metrics |= {"batch_parts": parts} if parts > 1 else {}  # memory was short
         details = {"curve": log, "checkpoint": self._hash(unit)}
+        kept = {str(n): self._hash(unit | {"tokens": n}) for n in self.recipe.snapshots if unit["model"] in FOLLOWED}
+        details |= {"snapshots": kept} if kept else {}
         return records.Measurement(metrics, self.text.sources, self.sources(unit, model), details)
 
     def seconds(self, unit: dict) -> float:
@@ -181,9 +187,12 @@ class Pretraining(Experiment):
             sides = teacher if spec.taught else None, recipe, stage, blocks, curve, teacher
             where = self.tokenizer.pad_token_id, folder / f"stage-{number}", self.precision
             trainer = distillation.DistillationTrainer(model, *sides, *where)
-            if self.recipe.snapshots and unit["model"] in ("student", "twin"):
-                tokens = blocks.lengths().reshape(stage.steps, window).sum(axis=1).cumsum()
-                steps = {int(np.searchsorted(tokens, n)) + 1: self.snapshot(unit, n) for n in self.recipe.snapshots}
+            if self.recipe.snapshots and unit["model"] in FOLLOWED:
+                tokens, there = (
+                    blocks.lengths().reshape(stage.steps, window).sum(axis=1).cumsum(),
+                    self.recipe.snapshots,
+                )
+                steps = {int(np.searchsorted(tokens, n)) + 1: self.checkpoint(unit | {"tokens": n}) for n in there}
                 trainer.add_callback(training.Keep(steps, self.tokenizer))
             lines = distillation.train(trainer)
             log += [line | {"stage": "head" if head_alone else "whole"} for line in lines]
@@ -221,11 +230,9 @@ class Pretraining(Experiment):
         """The folder of the unit's model, there or not; None for one that is used as it comes from the Hub."""
         if not self.stages(unit) and MODELS[unit["model"]].start == "as it comes":
             return None
+        if "tokens" in unit:  # as it was after so many
+            return self.checkpoint(_whole(unit)).with_suffix(f".at-{unit['tokens']}")
         return self.space.checkpoints / f"{records.slug(unit)}-{records.digest(self.settings(unit))}"
-
-    def snapshot(self, unit: dict, tokens: int) -> Path:
-        """The folder of the unit's model as it was after so many tokens."""
-        return self.checkpoint(unit).with_suffix(f".at-{tokens}")
 
     def _data_ids(self) -> list[str]:
         """The data sets that are learnt from or measured on here."""
@@ -238,10 +245,12 @@ class Pretraining(Experiment):
             return self._revision(unit)
         if found := self._hash(unit):
             return found
-        record = self.space.find(MODELS[unit["model"]].experiment, unit, self.settings(unit))
-        if record is None:
+        record = self.space.find(MODELS[unit["model"]].experiment, _whole(unit), self.settings(unit))
+        details = record["details"] if record else {}
+        kept = details.get("snapshots", {}).get(str(unit["tokens"])) if "tokens" in unit else details.get("checkpoint")
+        if kept is None:
             raise InputError(f"{records.slug(unit)} is not there yet: run notebook 01, or set `store` to where it is")
-        return record["details"]["checkpoint"]
+        return kept
 
     def known(self, unit: dict) -> str | None:
         """`weights`; None where the unit's model has not been made, nor left a record. InputError if it is damaged."""
@@ -258,7 +267,9 @@ class Pretraining(Experiment):
         if folder is None:
             return self._given(unit)
         if not folder.is_dir():
-            self.trained(unit)
+            self.trained(_whole(unit))
+        if not folder.is_dir():
+            raise InputError(f"{folder.name} has gone: run notebook 01 with fresh = True")
         return str(folder)
 
     def sources(self, unit: dict, model: PreTrainedModel) -> list[dict]:
@@ -308,6 +319,11 @@ class Pretraining(Experiment):
     def _revision(self, unit: dict) -> str | None:
         given = self._given(unit)
         return None if given == "miniworld" else checkpoints.fetch(given)[1]["revision"]
+
+
+def _whole(unit: dict) -> dict:
+    """The unit of a model's whole training, if it is that of a snapshot."""
+    return {key: unit[key] for key in ("model", "seed")}
 
 
 class Ablated(Pretraining):

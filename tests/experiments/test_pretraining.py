@@ -261,7 +261,7 @@ def test_the_twin_of_equal_time_takes_the_steps_that_were_measured(experiment, f
     assert longer["settings"]["steps"] == 9 and "steps" not in twin["settings"]
     assert longer["metrics"]["training_tokens"] == pytest.approx(1.5 * twin["metrics"]["training_tokens"], rel=0.1)
     with pytest.raises(InputError, match="equal_time says how many steps"):
-        experiment(tmp_path / "store", **{"distillation.variants": ["twin_time"]})
+        experiment(tmp_path / "store", **{"distillation.variants": ["twin_time"], "distillation.equal_time": None})
 
 
 def test_snapshots_are_kept_on_the_way_and_change_nothing(experiment, finished, tmp_path):
@@ -276,7 +276,7 @@ def test_snapshots_are_kept_on_the_way_and_change_nothing(experiment, finished, 
     again = several.trained(student)[0].state_dict()
     before = made.trained(student)[0].state_dict()
     assert all(torch.equal(again[name], before[name]) for name in again), "snapshots change no training"
-    kept, unreached = (several.snapshot(student, n) for n in wanted["distillation.snapshots"])
+    kept, unreached = (several.checkpoint(student | {"tokens": n}) for n in wanted["distillation.snapshots"])
     third = checkpoints.load_masked_lm(str(kept))[0].state_dict()
     assert not unreached.exists() and any(not torch.equal(third[name], again[name]) for name in again)
 
