@@ -8,7 +8,7 @@ import torch
 
 from helpers import InputError, profiles
 from helpers.data import encoding, hub
-from helpers.experiments import pretraining, squad
+from helpers.experiments import edge, pretraining, squad
 from helpers.measure import machine, metrics, records
 from helpers.models import checkpoints, distillation, masked_lm
 
@@ -74,6 +74,16 @@ def test_unknown_words_are_never_masked():
     assert sum((block == tokenizer.unk_token_id).sum() for block in blocks) > 100
     for block in blocks:
         assert (masking(block)[1] != tokenizer.unk_token_id).all()
+
+
+def test_on_a_phone_it_is_whom_claims_are_judged_by(tmp_path):
+    """In t4 the released DistilBERT, as it comes from the Hub; where there is none, our student."""
+    t4, laptop = (profiles.load(name, {"device": "cpu"}) for name in ("t4", "laptop"))
+    released, ours = (edge.Deployed(one, records.Workspace(one, str(tmp_path))) for one in (t4, laptop))
+    assert released.model == "released" and ours.model == "student"
+    assert released.losses.source.weights and (released.losses.source.whole / "model.safetensors").exists()
+    assert ours.losses.source.weights is None, "notebook 01 has not run here"
+    assert {unit["model"] for unit in released.losses.units} == {"released"}
 
 
 def test_two_steps_of_t4_at_full_size(tmp_path):

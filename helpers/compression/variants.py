@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import re
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -71,7 +72,8 @@ NEEDS = {  # packages, by how the name of the bits begins
 }
 # What is cut at DistilBERT's own size: of weights drawn at random, so only what asks nothing of them.
 CUT_AT_SIZE = ("random_30", "random_50", "layers_3", "random_30_int8", "random_50_int8", "layers_3_int8")
-TASK, MODEL = "sst2", "student"  # on which, and of which model, most is measured and advised
+TASK = "sst2"  # on which most is measured and advised
+SUBJECTS = ("released", "student")  # of which model, and whom claims about DistilBERT are judged by: the first there is
 HEADS = {TASK: "SST-2", "masked_lm": "masked words"}  # what the student is asked for in notebook 09
 FORMATS = {"onnx": "ONNX", "ort": "ORT"}
 _NAME = re.compile(rf"({BASE}|({'|'.join(CUTS)})_(\d+))(_recovered)?(_trimmed)?(?:_({SMALLEST}|{INT8}))?")
@@ -143,6 +145,12 @@ def _percent(share: float) -> int:
     if abs(100 * share - round(100 * share)) > 1e-9:
         raise InputError(f"share {share} in the profile's pruning: expected whole percents")
     return round(100 * share)
+
+
+def subject(there: Iterable[str | None]) -> str | None:
+    """Whom claims are judged by among the models that there are; None if neither is."""
+    names = set(there)
+    return next((name for name in SUBJECTS if name in names), None)
 
 
 def label(name: str) -> str:

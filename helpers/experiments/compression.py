@@ -250,7 +250,7 @@ class FineTuned(variants.Source):
 
 
 class Losses(Experiment):
-    """Units {"model", "variant"}: the three terms of the triple loss, of the pretrained student in every variant.
+    """Units {"model", "variant"}: the three terms of the triple loss, of the pretrained model in every variant.
 
     On held-out text as in notebook 01, block by block: inputs that are quantized together share one scale.
     """
@@ -259,7 +259,8 @@ class Losses(Experiment):
         """`name`: quantization or pruning."""
         super().__init__(profile, space, fresh)
         self.name, self.pretraining = name, Pretraining(profile, space)
-        self.unit = {"model": "student", "seed": profile.distillation.seeds[0]}
+        model = variants.subject(getattr(profile, name).models) or "student"
+        self.unit = {"model": model, "seed": 0 if model == "released" else profile.distillation.seeds[0]}
         self.source = Pretrained(self)
 
     @property
@@ -268,7 +269,7 @@ class Losses(Experiment):
         every = variants.asked(self.profile, self.name)
         found = [one for one in every if not one.recovered and not one.trimmed and one.cut != "masked"]
         found.sort(key=lambda one: every.index(one.plain))
-        return [{"model": "student", "variant": one.name} for one in found]
+        return [{"model": self.unit["model"], "variant": one.name} for one in found]
 
     def why_not(self, unit: dict) -> str | None:
         if not self.source.weights:
@@ -306,7 +307,7 @@ class Losses(Experiment):
 
 
 class Pretrained(variants.Source):
-    """The student of notebook 01. Its export stays, for both notebooks; all else is in `root`."""
+    """The released DistilBERT, or notebook 01's student. Its export stays for both notebooks; all else is in `root`."""
 
     hidden = True
 
@@ -314,7 +315,7 @@ class Pretrained(variants.Source):
         super().__init__(of.space.checkpoints)
         self.of, self.pretraining, self.rows = of, of.pretraining, of.profile.pruning.calibration_rows
 
-    whole = property(lambda self: Path(self.pretraining.start(self.of.unit)))
+    whole = property(lambda self: checkpoints.fetch(self.pretraining.start(self.of.unit))[0])
     weights = property(lambda self: self.pretraining.known(self.of.unit))
     pad = property(lambda self: self.pretraining.tokenizer.pad_token_id)
     examples = property(lambda self: self.blocks(self.rows))

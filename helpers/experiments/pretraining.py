@@ -71,7 +71,8 @@ class Pretraining(Experiment):
         self.device, self.precision = machine.device(profile), machine.precision(profile)
         self.made: set[Path] = set()  # checkpoints made by this run
         if profile.threads:
-            torch.set_num_threads(1 if READ_ONLY in os.environ else profile.threads)  # side by side they would collide
+            alone = 1 if READ_ONLY in os.environ else max(1, profile.threads // training.PROCESSES)
+            torch.set_num_threads(alone)  # side by side they would collide
         if "twin_time" in self.recipe.variants and not self.recipe.equal_time:
             raise InputError("twin_time in distillation.variants: distillation.equal_time says how many steps it takes")
         self._check_lengths()
@@ -165,8 +166,10 @@ class Pretraining(Experiment):
             return checkpoints.load_masked_lm(str(folder))[0].to(self.device), json.loads(log.read_text("utf-8"))
         with training.unfinished(folder, again) as unfinished:
             model, lines = self._train(unit, unfinished)
-            checkpoints.save(model, self.tokenizer, folder)
-            records.write_whole(log, json.dumps(lines))
+            if training.LEADS:
+                checkpoints.save(model, self.tokenizer, folder)
+                records.write_whole(log, json.dumps(lines))
+            training.together()
         self.made.add(folder)
         return model.eval(), lines
 

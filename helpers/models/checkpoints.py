@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # who loads a model imports this module, too, and that is tim
 
 FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")  # no pickle, no code
 FILES += ("tokenizer*", "vocab.txt", "vocab.json", "merges.txt", "*.model", "special_tokens_map.json")
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 SAVED = "weights.sha256"  # the hash of a checkpoint of ours as it was saved, so that damage shows
 WEIGHTS = {"dtype": torch.float32, "use_safetensors": True}
 
@@ -223,7 +224,7 @@ def encode(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
 
     A BERT is told which of two texts a token is from; a DistilBERT sees it by the [SEP] between them alone.
     """
-    names = ("input_ids", "attention_mask") + ("token_type_ids",) * (model.config.model_type == "bert")
+    names = INPUTS if model.config.model_type == "bert" else INPUTS[:2]
     return model.base_model(**{name: batch[name] for name in names if name in batch}).last_hidden_state
 
 
@@ -240,7 +241,7 @@ def predict(model: nn.Module, batch: dict[str, Tensor], chosen: Tensor) -> tuple
     `chosen` [batch, length] says of which tokens. A model that isn't transformers' is asked for both at once.
     """
     if not isinstance(model, PreTrainedModel):
-        return model({"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}, chosen)
+        return model({name: batch[name] for name in INPUTS if name in batch}, chosen)
     hidden = encode(model, batch)
     few = hidden[chosen]
     if not len(few) and not torch.is_grad_enabled():  # torchao cannot multiply nothing by a matrix

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .. import InputError
-from ..compression.variants import BASE, TASK
+from ..compression.variants import BASE, SUBJECTS, TASK
 from ..measure import metrics
 from ..measure.records import Evidence, of, slug, unpack
 from . import comparison, language, tables, tradeoffs
@@ -167,7 +167,7 @@ def throughput(evidence: Evidence) -> Finding:
     """How fast DistilBERT reads in 8 bits."""
     own = the(evidence("speed"), comparison="stages")
     (gain,) = printed(WIKI, "takeaways", "throughput_gain", "8-bit")
-    for name in comparison.SUBJECTS:
+    for name in SUBJECTS:
         if (metric := f"times_as_fast_{name}_int8") in own["metrics"]:
             what = "reading in LLM.int8: times as fast"
             return Finding([rate(what, 1 + gain / 100, own, metric, MODELS[name])], [own])

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
+from ..compression import variants
 from ..measure import metrics
 from ..measure.records import unpack
 from . import tables
@@ -16,13 +17,11 @@ MACRO, WITHOUT_WNLI = "mean of all tasks", "… without WNLI"
 KEPT = "of the teacher's (%)"
 SURE = 0.05  # p-values below this are called clear
 Runs = dict[str, np.ndarray]  # what is kept of each row, [seeds, rows], by model
-SUBJECTS = ("released", "student")
 
 
 def subject(found: Sequence[dict]) -> str | None:
     """Whom a claim about DistilBERT is judged by: the released one where it has records, else our student."""
-    there = {record["unit"].get("model") for record in found}
-    return next((name for name in SUBJECTS if name in there), None)
+    return variants.subject(record["unit"].get("model") for record in found)
 
 
 class Comparison:

@@ -242,7 +242,7 @@ def describe_machine(provenance: dict, settings: dict | None = None) -> str:
 # The notebook in which an experiment's records are made.
 OWNERS = {"distillation": "01", "ablation": "01", "glue": "02", "imdb": "03", "squad": "04"}
 OWNERS |= {"perplexity": "05", "quantization": "06", "fullsize": "06", "pruning": "07", "edge": "09", "arm64": "09"}
-OWNERS |= {"own": "11", "own_speed": "11", "staircase": "11"}
+OWNERS |= {"own": "11", "own_speed": "11", "staircase": "11", "glue_on_the_way": "04", "squad_on_the_way": "04"}
 
 
 def notebook_of(record: dict) -> str:

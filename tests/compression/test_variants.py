@@ -38,6 +38,11 @@ def test_every_variant_of_pytorch_can_be_saved():
     assert tuple(variants.TORCH) == quantization.BITS
 
 
+def test_the_released_model_is_the_subject_where_there_is_one():
+    assert variants.subject(["teacher", "student", "released"]) == "released"
+    assert variants.subject(["teacher", "student", None]) == "student" and variants.subject(["teacher"]) is None
+
+
 def test_every_variant_has_a_family_with_a_colour():
     cut = ("weights_50", "masked_50", "taylor_50", "random_30_recovered", "layers_2", "taylor_50_recovered_int8")
     cut += ("fp32_trimmed_int8_embeddings",)
