@@ -304,7 +304,11 @@ def test_the_models_come_out_in_order(trained, read):
         "student": 3,
         "twin": 3,
         "random": 3,
+        "dropped": 1,
+        "twin_time": 1,
     }
+    for model in ("student", "twin", "twin_time"):  # what a training is credited with is more than no training
+        assert loss[model].max() < loss["dropped"].min(), model
     assert loss["student"].min() - loss["teacher"].max() > loss["student"].std()
     assert loss["random"].min() - loss["student"].max() > max(loss["student"].std(), loss["random"].std())
     assert kl["twin"].min() - kl["student"].max() > max(kl["student"].std(), kl["twin"].std())
