@@ -90,7 +90,6 @@ def quantize(source: Path, folder: Path, bits: str = "onnx_int8", examples: Sequ
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     graph = onnx.load(only(source))
     del graph.graph.value_info[:]  # the exporter's shapes trip ONNX Runtime's own inference of them
@@ -109,6 +108,8 @@ def quantize(source: Path, folder: Path, bits: str = "onnx_int8", examples: Sequ
             quantize_static(graph, target, reader, op_types_to_quantize=kinds, **eight)
         else:
             if bits == "onnx_int4":
+                from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer  # it sets up logging
+
                 four = MatMulNBitsQuantizer(graph, block_size=BLOCK, is_symmetric=True, accuracy_level=4)
                 four.process()
                 graph, eight["extra_options"] = four.model.model, {"DefaultTensorType": onnx.TensorProto.FLOAT}

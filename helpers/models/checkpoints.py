@@ -148,14 +148,15 @@ def load(kind: type, name: str, **config) -> tuple[PreTrainedModel, list[str]]:
 
 @contextlib.contextmanager
 def quiet(logger: str | None = None) -> Iterator[None]:
-    """Errors alone of a library that says more than there is to say; None: of all."""
+    """Errors alone of a library that says more than there is to say; None: of all, also of what is imported here."""
     said = logging.getLogger(logger)
-    level = said.level
+    level, handlers = said.level, said.handlers[:]
     said.setLevel(logging.ERROR)
     try:
         yield
     finally:
         said.setLevel(level)
+        said.handlers[:] = handlers
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -210,11 +210,13 @@ def read(store, frame):
 @of_the_series
 def test_the_series_makes_records_tables_and_figures(executed):
     made = {path.relative_to(executed).as_posix() for path in executed.rglob("*") if path.is_file()}
-    expected = {"distillation": 10, "ablation": 4 + 4 * 2, "glue": 9 * 4 * 2, "imdb": 3 + 1, "squad": 4}
+    expected = {"distillation": 12, "ablation": 4 + 4 * 2, "glue": 9 * 5 * 2, "imdb": 4 + 1, "squad": 5}
+    expected |= {"glue_on_the_way": 2 * 2, "squad_on_the_way": 2}  # student and twin, two tasks
     expected["speed"] = 1 + 2 + 10  # padding; scoring and reading; large against small
     here = [name for name in variants.LABELS if not variants.why_not(variants.parse(name))]
     expected["quantization"] = 2 * len(here)  # the variants; the losses
-    expected["pruning"] = (1 + 1 + 3 + 1 + 1 + 2 + 3) + (1 + 1 + 3 + 1) + 2  # the variants; the losses
+    # The variants, and the last rung, in 8 bits with embeddings or trimmed; the losses.
+    expected["pruning"] = (1 + 1 + 3 + 1 + 1 + 2 + 3) + (1 + 3) + (1 + 1 + 3 + 1) + 2
     expected["edge"] = 2 * 2 * 2 * 2  # heads, pruned or not, in 8 bits or not, formats
     # The grid; the mistakes, most of them at three stages, on two texts.
     expected["perplexity"] = 3 * 5 * 3 + (3 * 7 + 1) * 2 + 1
