@@ -108,8 +108,8 @@ def quantize(source: Path, folder: Path, bits: str = "onnx_int8", examples: Sequ
             quantize_static(graph, target, reader, op_types_to_quantize=kinds, **eight)
         else:
             if bits == "onnx_int4":
-                from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer  # it sets up logging
-
+                with quiet():  # it sets up logging for everybody
+                    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
                 four = MatMulNBitsQuantizer(graph, block_size=BLOCK, is_symmetric=True, accuracy_level=4)
                 four.process()
                 graph, eight["extra_options"] = four.model.model, {"DefaultTensorType": onnx.TensorProto.FLOAT}
