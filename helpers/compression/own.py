@@ -82,11 +82,6 @@ class Own(variants.Source):
         return pruning.pieces_of(tokenizer, texts, pruning.COMMONEST)
 
 
-def _asks_training(variant: Variant) -> bool:
-    """Whether training rows are needed to make it."""
-    return variant.recovered or variant.trimmed or variant.bits == STATIC
-
-
 class Smaller(Experiment):
     """Units {"variant"}: the original and what was made of it, on rows that it has not learnt from."""
 
@@ -107,7 +102,7 @@ class Smaller(Experiment):
 
     def why_not(self, unit: dict) -> str | None:
         variant = parse(unit["variant"])
-        if _asks_training(variant) and not self.of.train:
+        if variant.needs_rows and not self.of.train:
             return "needs --train: rows that tell what can go, and to learn from again"
         if variant.cut and (kind := self.config.model_type) not in pruning.NAMES:
             return f"heads are known of {', '.join(pruning.NAMES)}, and this is a {kind}"
@@ -118,7 +113,7 @@ class Smaller(Experiment):
         made = {"version": VERSION, "model": checkpoints.file_hash(self.of.whole), "length": self.of.length}
         made |= {"packages": variants.packages(variant), "threads": self.threads, "data": self.dev.source["revision"]}
         made["repeats"] = self.profile.quantization.repeats
-        if _asks_training(variant):
+        if variant.needs_rows:
             made |= {"train": train.source["revision"], "recipe": profiles.as_settings(RECIPE)}
             made["commonest"] = pruning.COMMONEST
         return made | records.processor()

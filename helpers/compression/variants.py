@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -97,6 +97,8 @@ class Variant(NamedTuple):
         start += "_recovered" * self.recovered + "_trimmed" * self.trimmed
         return start + f"_{self.bits}" * (self.bits != BASE)
 
+    needs_rows = property(lambda self: self.recovered or self.trimmed or self.bits == STATIC)  # of training
+
     @property
     def plain(self) -> "Variant":
         """With as much taken away, in as many bits as the model had."""
@@ -147,10 +149,9 @@ def _percent(share: float) -> int:
     return round(100 * share)
 
 
-def subject(there: Iterable[str | None]) -> str | None:
+def subject(there: Collection[str | None]) -> str | None:
     """Whom claims are judged by among the models that there are; None if neither is."""
-    names = set(there)
-    return next((name for name in SUBJECTS if name in names), None)
+    return next((name for name in SUBJECTS if name in there), None)
 
 
 def label(name: str) -> str:

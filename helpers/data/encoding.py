@@ -1,7 +1,6 @@
 """Text as what a model reads: token ids in blocks, masked; rows of a task as examples; padded and batched by length."""
 
 import hashlib
-import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -16,11 +15,9 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from .. import InputError
 from ..profiles import Profile
-from .hub import articles, corpus_rows, measured_texts, mixture_texts, problems
+from .hub import articles, corpus_rows, problems
 
 IGNORED = -100  # the label of a position that is not scored
-MIXTURE, HELD_OUT = "mixture", 50  # of its texts, one in so many is not learnt from
-AT_ONCE = 1000  # texts that are cut together
 UNLIKELY = -1e4  # a logit that no answer begins or ends with; fp16 can hold it
 Blocks = list[np.ndarray]  # token ids [tokens] each
 
@@ -93,55 +90,6 @@ def sentences(profile: Profile, tokenizer: Tokenizer, count: int) -> tuple[Block
     return [cut[place] for place in chosen], source | {"capped": {"test": f"{len(chosen)} sentences"}}
 
 
-class Mixture(NamedTuple):
-    """Blocks of several data sets to learn from, and others of the same held out; their provenance, one each."""
-
-    blocks: Blocks
-    heldout: Blocks
-    sources: list[dict]
-
-
-def mix(profile: Profile, tokenizer: Tokenizer) -> Mixture:
-    """The mixture of a profile's corpus: of each part as many tokens as its share asks for, or all that it has.
-
-    One text in fifty is held out, with all that share its last column: many questions are about one passage. What is
-    cut off a pair is cut off the longer text; a single text goes on in the next block. InputError as `mixture_texts`.
-    """
-    corpus, learnt, heldout, sources = profile.corpus, [], [], []
-    taken = measured_texts(profile)
-    for number, part in enumerate(corpus.mixture):
-        texts, source = mixture_texts(profile, part, tokenizer.unk_token, taken)
-        wanted, tokens = round(part.share * corpus.tokens), 0
-        order = np.random.default_rng([0, number]).permutation(len(texts))
-        for start in range(0, len(texts), AT_ONCE):
-            some = [texts[place] for place in order[start : start + AT_ONCE]] if tokens < wanted else []
-            for text, cut in zip(some, _cut(some, tokenizer, corpus.block_length), strict=True):
-                if int.from_bytes(hashlib.sha256(text[-1].encode()).digest()[:4]) % HELD_OUT == 0:
-                    heldout += cut
-                elif tokens < wanted:
-                    learnt += cut
-                    tokens += sum(map(len, cut))
-        less = "" if tokens >= wanted else f" of {wanted:,} that were asked for: there is no more text"
-        sources.append(source | {"tokens": f"{tokens:,}{less}"})
-    if not learnt or not heldout:
-        raise InputError(
-            f"the mixture has {len(learnt)} blocks to learn from and {len(heldout)} held out: ask for more"
-        )
-    shuffled = np.random.default_rng(0).permutation(len(heldout))
-    return Mixture(learnt, [heldout[place] for place in shuffled], sources)
-
-
-def _cut(texts: list[tuple[str, ...]], tokenizer: Tokenizer, length: int) -> list[Blocks]:
-    """The blocks of each text; of a pair one."""
-    if not texts:
-        return []
-    if len(texts[0]) == 2:
-        encoded = tokenizer(texts, truncation="longest_first", max_length=length)["input_ids"]
-        return [[np.array(ids, dtype=np.int64)] for ids in encoded]
-    cut, owners = blocks_and_documents([text for (text,) in texts], tokenizer, length)
-    return [cut[first:last] for first, last in itertools.pairwise(np.searchsorted(owners, range(len(texts) + 1)))]
-
-
 class Masking:
     """BERT's masking: of 15% of the tokens, 80% become [MASK], 10% a random token, 10% stay; all of them are scored.
 
@@ -154,7 +102,6 @@ class Masking:
 
     def __init__(self, tokenizer: Tokenizer, rate=0.15, smoothing=0.0, counts: np.ndarray | None = None, seed=0):
         self.rate, self.seed, self.mask_id = rate, seed, tokenizer.mask_token_id
-        self.sep_id = tokenizer.sep_token_id
         self.ordinary = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
         self.weights = np.zeros(len(tokenizer))  # zero: never masked
         occurrences = np.ones(len(tokenizer)) if counts is None else np.maximum(counts[: len(tokenizer)], 1)
@@ -185,32 +132,17 @@ class MaskedBlocks(TorchDataset):
     With `total` None: each block once, in the order given, always masked alike (for held-out text).
     """
 
-    def __init__(self, cut: Sequence[np.ndarray], masking: Masking, total: int | None = None, window: int = 1):
-        """`window`: so many blocks after one another go from short to long, so that their batches need less padding."""
-        self.cut, self.masking, self.total, self.window = cut, masking, total, window
+    def __init__(self, cut: Sequence[np.ndarray], masking: Masking, total: int | None = None):
+        self.cut, self.masking, self.total = cut, masking, total
 
     def __len__(self) -> int:
         return len(self.cut) if self.total is None else self.total
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        epoch, block = self.at(index)
+        epoch, place = (0, index) if self.total is None else divmod(index, len(self.cut))
+        block = self.cut[place if self.total is None else _order(self.masking.seed, epoch, len(self.cut))[place]]
         input_ids, labels = self.masking(block, draw=epoch)
-        types = np.cumsum(block == self.masking.sep_id) - (block == self.masking.sep_id)  # 1 in the second of two texts
-        return {"input_ids": input_ids, "labels": labels, "token_type_ids": np.minimum(types, 1)}
-
-    def at(self, index: int) -> tuple[int, np.ndarray]:
-        """The epoch of the block at a place, and the block."""
-        if self.total is None:
-            return 0, self.cut[index]
-        start = index - index % self.window
-        there = range(start, min(start + self.window, self.total))
-        places = [divmod(place, len(self.cut)) for place in there]
-        seen = [(epoch, self.cut[_order(self.masking.seed, epoch, len(self.cut))[place]]) for epoch, place in places]
-        return sorted(seen, key=lambda one: len(one[1]))[index - start]
-
-    def lengths(self) -> np.ndarray:
-        """How many tokens each block has, in the order of the training, int [blocks]."""
-        return np.array([len(self.at(index)[1]) for index in range(len(self))])
+        return {"input_ids": input_ids, "labels": labels}
 
 
 @lru_cache(maxsize=4)
@@ -226,28 +158,14 @@ class PretrainingText:
         self._blocks = cache(partial(corpus_blocks, profile, tokenizer))  # and provenance, by configuration, split, cap
 
     blocks = property(lambda self: self._train[0])  # what is trained on
-    learnt = property(lambda self: self._train[1])  # and its provenance, a data set each
-
-    @cached_property
-    def _train(self) -> tuple[Blocks, list[dict]]:
-        if self.corpus.mixture:
-            return self.mixture.blocks, self.mixture.sources
-        cut, source = self._blocks(self.corpus.train, "train", self.corpus.train_blocks)
-        return cut, [source]
-
-    @cached_property
-    def mixture(self) -> Mixture:
-        """The profile's mixture."""
-        return mix(self.profile, self.tokenizer)
+    source = property(lambda self: self._train[1])  # and its provenance
+    _train = property(lambda self: self._blocks(self.corpus.train, "train", self.corpus.train_blocks))
 
     @property
     def sources(self) -> list[dict]:
         """The provenance of all that is trained and measured on."""
-        configs = [self.corpus.heldout] + [self.corpus.train] * (not self.corpus.mixture)
-        measured = [
-            self._blocks(config, "validation", self.corpus.heldout_blocks)[1] for config in dict.fromkeys(configs)
-        ]
-        return self.learnt + measured
+        configs, cap = dict.fromkeys((self.corpus.heldout, self.corpus.train)), self.corpus.heldout_blocks
+        return [self.source] + [self._blocks(config, "validation", cap)[1] for config in configs]
 
     @cached_property
     def counts(self) -> np.ndarray:
@@ -255,10 +173,9 @@ class PretrainingText:
         return np.bincount(np.concatenate(self.blocks), minlength=len(self.tokenizer))
 
     def heldout(self, config: str, cap: int | None) -> MaskedBlocks:
-        """Held-out text of a configuration, or of the `MIXTURE`, masked alike for every model and seed."""
+        """Held-out text of a configuration, masked alike for every model and seed."""
         masking = Masking(self.tokenizer, self.profile.distillation.mask_rate, seed=0)
-        cut = self.mixture.heldout[:cap] if config == MIXTURE else self._blocks(config, "validation", cap)[0]
-        return MaskedBlocks(cut, masking)
+        return MaskedBlocks(self._blocks(config, "validation", cap)[0], masking)
 
 
 class Padding:

@@ -15,7 +15,7 @@ from datasets import Dataset, disable_progress_bars, load_dataset
 from .. import ROOT, InputError, reason
 from ..measure import records
 from ..measure.metrics import GLUE
-from ..profiles import Profile, Texts
+from ..profiles import Profile
 from . import miniworld
 
 OFFICIAL_ROWS = {  # of the Hub's data sets, so that a part is never taken for the whole
@@ -148,59 +148,6 @@ def download(profile: Profile) -> list[str]:
             _, source = load(profile, data_id, config, split)
             lines.append(f"{source['id']} {config} {split}: {source['rows'][split]:,} rows")
     return lines
-
-
-def measured_splits(profile: Profile) -> dict[tuple[str, str], tuple[list[str], tuple[str, ...]]]:
-    """What anything is measured on: the splits of each data set and configuration, and the columns of their texts."""
-    corpus, found = profile.corpus, {}
-    for task in profile.glue.tasks:
-        found["nyu-mll/glue", task] = GLUE[task].dev_splits, GLUE[task].columns
-    found["stanfordnlp/imdb", "plain_text"] = ["test"], ("text",)
-    found["rajpurkar/squad", "plain_text"] = ["validation"], ("question", "context")
-    found["openai/gsm8k", "main"] = ["test"], ("question", "answer")
-    for config in (corpus.heldout, corpus.train):
-        found[corpus.id, config] = ["validation", "test"], ("text",)
-    return found
-
-
-def measured_texts(profile: Profile) -> frozenset[str]:
-    """The texts that anything is measured on, as `plain` makes them."""
-    found = set()
-    for (data_id, config), (splits, columns) in measured_splits(profile).items():
-        for split in splits:
-            dataset = load(profile, data_id, config, split)[0]
-            rows = (dataset[column][:] for column in columns)
-            found |= {plain(text) for texts in rows for text in texts if text and text.strip()}
-    return frozenset(found)
-
-
-def plain(text: str) -> str:
-    """A text without what two copies of it may differ in: case and spaces."""
-    return " ".join(text.casefold().split())
-
-
-def mixture_texts(profile: Profile, part: Texts, unknown: str, taken: frozenset[str]) -> tuple[list[tuple], dict]:
-    """The texts of a part of the mixture, a tuple of one or two a text, and its provenance.
-
-    Those that something is measured on (`taken`) are left out, and counted. InputError for a split that something is
-    measured on, a column that isn't there, or a pair with an empty side.
-    """
-    where = f"{part.id} {part.config}"
-    measured = measured_splits(profile).get((part.id, part.config), ((), ()))[0]
-    if any(piece.partition("[")[0].strip() in measured for piece in part.split.split("+")):
-        raise InputError(f"corpus.mixture: {where} {part.split!r} is measured on: learn from another split")
-    dataset, source = sample(profile, part.id, part.config, part.split, part.rows)
-    if lacking := [column for column in part.columns if column not in dataset.column_names]:
-        raise InputError(f"{where} has no column {lacking[0]!r}, but {', '.join(dataset.column_names)}")
-    columns = [dataset[column][:] for column in part.columns]
-    if len(columns) == 1:
-        rows = [(text,) for text in articles([row or "" for row in columns[0]], unknown)]
-    else:
-        rows = list(zip(*columns, strict=True))
-        if wrong := [place for place, row in enumerate(rows) if not all(text and text.strip() for text in row)]:
-            raise InputError(f"{where}: row {wrong[0]} is no pair, one of {', '.join(part.columns)} is empty")
-    found = [row for row in rows if not any(plain(text) in taken for text in row)]
-    return found, source | {"left_out": {part.split: f"{len(rows) - len(found):,} texts that are measured on"}}
 
 
 def corpus_rows(profile: Profile, config: str, split: str) -> tuple[list[str], dict]:

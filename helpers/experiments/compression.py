@@ -12,14 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    DistilBertConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForSequenceClassification, DistilBertConfig, PretrainedConfig, PreTrainedModel
 
 from .. import InputError
 from ..compression import onnx, pruning, quantization, runtimes, variants
@@ -113,7 +106,7 @@ class Compression(Experiment):
         examples, labels, source = self.glue.examples(task, "validation")
         own = examples
         if variant.trimmed:  # it has a tokenizer of its own
-            own, _, _ = self.glue.read(task, "validation", AutoTokenizer.from_pretrained(folder))
+            own, _, _ = self.glue.read(task, "validation", checkpoints.load_tokenizer(str(of.folder(variant.plain))))
         logits = self.predict(run, own)
         if (base, device) not in self.answers:
             self.answers[base, device] = logits if folder == base else self.predict(reference, examples)
@@ -231,7 +224,7 @@ class FineTuned(variants.Source):
         """Provenance of a variant."""
         return self.glue.sources(self.unit, model)
 
-    def pieces(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    def pieces(self, tokenizer) -> list[int]:
         """By all of its task's training text."""
         rows, _ = hub.load(self.of.profile, self.glue.data_id, self.task["task"], "train")
         columns = metrics.GLUE[self.task["task"]].columns

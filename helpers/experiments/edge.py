@@ -24,8 +24,7 @@ class Deployed(Experiment):
 
     They are the released DistilBERT where there is one, else our student. The variants are those of notebook 07, and
     each of them in 8 bits, matrices and embeddings. The pretrained model is pruned without being trained again. How a
-    unit is measured is on notebook 09's page, which fills in `way`, and how a model is put into the mobile format,
-    `mobile`.
+    unit is measured, and put into the mobile format, is on notebook 09's page, which fills in `way` and `mobile`.
     """
 
     name = "edge"

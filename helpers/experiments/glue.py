@@ -9,7 +9,7 @@ import datasets
 import evaluate
 import numpy as np
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from .. import InputError
 from ..data import hub
@@ -19,7 +19,7 @@ from ..measure.metrics import GLUE
 from ..measure.sweep import Experiment
 from ..models import checkpoints, distillation, finetuning, training
 from ..profiles import Profile, Recipe, as_settings
-from .pretraining import FOLLOWED, Pretraining
+from .pretraining import Pretraining
 
 VERSION = 1  # raised whenever the code changes the numbers it makes
 DISTILLED = "student_d"  # the student, distilled a second time from the fine-tuned teacher
@@ -178,17 +178,11 @@ class Downstream(Experiment):
         return finetuning.predict(model, examples, size, pad)
 
     def origin(self, model: str) -> dict:
-        """The unit of notebook 01 that a model starts from."""
-        name, _, tokens = model.partition("@")
+        """The unit of notebook 01 that a model starts from; student@0.25 is the student after so much of it."""
+        name, _, part = model.partition("@")
         seed = 0 if name in ("teacher", "released") else self.profile.distillation.seeds[0]
         unit = {"model": "student" if name == DISTILLED else name, "seed": seed}
-        return unit | ({"tokens": int(tokens)} if tokens else {})
-
-    @property
-    def followed(self) -> list[str]:
-        """The models of notebook 01 as they were on the way: student@1000000, after so many tokens."""
-        own = self.profile.distillation
-        return [f"{name}@{n}" for n in own.snapshots for name in FOLLOWED if name in own.variants]
+        return unit | {"part": float(part)} if part else unit
 
     def start_hash(self, model: str) -> str | None:
         """What the weights that a model starts from are recognised by; None where they have not been made yet."""
@@ -254,17 +248,15 @@ class Glue(Downstream):
             sources.append(source)
         return scores, details, sources
 
-    def read(
-        self, task: str, split: str, tokenizer: PreTrainedTokenizerBase | None = None
-    ) -> tuple[list[dict], np.ndarray, dict]:
+    def read(self, task: str, split: str, tokenizer=None) -> tuple[list[dict], np.ndarray, dict]:
         """With `tokenizer`, as a model with a vocabulary of its own reads them."""
         recipe, spec = self.recipe({"task": task}), GLUE[task]
         rows = recipe.train_rows if split == "train" else recipe.dev_rows
         dataset, source = hub.sample(self.profile, self.data_id, task, split, rows)
         labels = np.asarray(dataset["label"][:], dtype=float)
         metrics.check_labels(f"{task}, {split}", labels, spec.classes)
-        tokenizer = tokenizer or self.pretraining.tokenizer
-        return encode_texts(dataset, spec.columns, tokenizer, recipe.length), labels, source
+        examples = encode_texts(dataset, spec.columns, tokenizer or self.pretraining.tokenizer, recipe.length)
+        return examples, labels, source
 
 
 class Ablation(Glue):
@@ -276,20 +268,6 @@ class Ablation(Glue):
     def units(self) -> list[dict]:
         ablation = self.profile.ablation
         return self.grid(ablation.variants, ablation.tasks, ablation.seeds)
-
-    def keeps(self, unit: dict) -> bool:
-        return False
-
-
-class GlueOnTheWay(Glue):
-    """Students as they were on the way, on a task of one sentence and one of two: GLUE units of the first seed."""
-
-    name = "glue_on_the_way"
-
-    @property
-    def units(self) -> list[dict]:
-        tasks = [task for task in ("sst2", "stsb") if task in self.profile.glue.tasks]
-        return self.grid(self.followed, tasks, self.profile.glue.seeds[:1])
 
     def keeps(self, unit: dict) -> bool:
         return False

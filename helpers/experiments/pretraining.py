@@ -21,7 +21,7 @@ from ..profiles import Profile, Training, as_settings
 VERSION = 1  # raised whenever the code changes the numbers it makes
 TEACHER = {"model": "teacher", "seed": 0}
 ONCE = ("dropped", "twin_time")  # of the first seed alone
-FOLLOWED = ("student", "twin")  # of which snapshots are kept, units with "tokens"
+FOLLOWED = ("student", "twin")  # of which snapshots are kept, units with "part"
 
 
 class Spec(NamedTuple):
@@ -71,8 +71,7 @@ class Pretraining(Experiment):
         self.device, self.precision = machine.device(profile), machine.precision(profile)
         self.made: set[Path] = set()  # checkpoints made by this run
         if profile.threads:
-            alone = 1 if READ_ONLY in os.environ else max(1, profile.threads // training.PROCESSES)
-            torch.set_num_threads(alone)  # side by side they would collide
+            torch.set_num_threads(1 if READ_ONLY in os.environ else profile.threads)  # side by side they would collide
         if "twin_time" in self.recipe.variants and not self.recipe.equal_time:
             raise InputError("twin_time in distillation.variants: distillation.equal_time says how many steps it takes")
         self._check_lengths()
@@ -103,7 +102,7 @@ class Pretraining(Experiment):
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers; InputError if a student's teacher has not been made yet."""
         settings = {"version": VERSION, "precision": self.precision, "corpus": as_settings(self.profile.corpus)}
-        settings |= hub.state(self.profile, *self._data_ids())
+        settings |= hub.state(self.profile, self.profile.corpus.id)
         spec, recipe = MODELS[unit["model"]], as_settings(self.recipe)
         if spec.start == "as it comes":
             settings |= {unit["model"]: self._given(unit).partition("@")[0], "revision": self._revision(unit)}
@@ -111,14 +110,12 @@ class Pretraining(Experiment):
             settings["training"] = as_settings(self.profile.teacher_training)
             return settings | {"recipe": {name: recipe[name] for name in ("mask_rate", "mask_smoothing")}}
         settings["teacher"], own = self.weights(TEACHER), ("seeds", "variants", "layers", "snapshots", "equal_time")
-        if not self.stages(unit):
-            own += ("training",)
+        if stages := self.stages(unit):
+            settings |= {"layers": self.layers} | ({"steps": stages[0].steps} if unit["model"] == "twin_time" else {})
         else:
-            settings["layers"] = self.layers
+            own += ("training",)
         if spec.every > 1:
             settings["text"] = "a quarter"
-        if unit["model"] == "twin_time":
-            settings["steps"] = self.stages(unit)[0].steps
         return settings | {"recipe": {k: v for k, v in recipe.items() if k not in own} | spec.changes}
 
     def measure(self, unit: dict) -> records.Measurement:
@@ -128,9 +125,8 @@ class Pretraining(Experiment):
         metrics = self._heldout_losses(model, teacher, corpus.heldout)
         knows = masked_lm.knows(model, self.tokenizer, masked_lm.probes(self.profile, self.tokenizer))
         metrics |= {"cloze_accuracy": float(np.mean(knows))} if knows else {}  # a vocabulary may have none of the words
-        learnt = encoding.MIXTURE if corpus.mixture else corpus.train
-        if learnt != corpus.heldout:
-            other = self._heldout_losses(model, None, learnt)
+        if corpus.train != corpus.heldout:
+            other = self._heldout_losses(model, None, corpus.train)
             metrics["masked_lm_loss_on_training_corpus"] = other["masked_lm_loss"]
         metrics |= {"parameters": checkpoints.parameters(model), "size_mb": checkpoints.size_mb(model)}
         if steps := [line for line in log if "tokens" in line]:
@@ -139,8 +135,8 @@ class Pretraining(Experiment):
             parts = max(line.get("batch_parts", 1) for line in steps)
             metrics |= {"batch_parts": parts} if parts > 1 else {}  # memory was short
         details = {"curve": log, "checkpoint": self._hash(unit)}
-        kept = {str(n): self._hash(unit | {"tokens": n}) for n in self.recipe.snapshots if unit["model"] in FOLLOWED}
-        details |= {"snapshots": kept} if kept else {}
+        if unit["model"] in FOLLOWED and (every := self.recipe.snapshots):
+            details["snapshots"] = {str(part): self._hash(unit | {"part": part}) for part in every}
         return records.Measurement(metrics, self.text.sources, self.sources(unit, model), details)
 
     def seconds(self, unit: dict) -> float:
@@ -166,10 +162,8 @@ class Pretraining(Experiment):
             return checkpoints.load_masked_lm(str(folder))[0].to(self.device), json.loads(log.read_text("utf-8"))
         with training.unfinished(folder, again) as unfinished:
             model, lines = self._train(unit, unfinished)
-            if training.LEADS:
-                checkpoints.save(model, self.tokenizer, folder)
-                records.write_whole(log, json.dumps(lines))
-            training.together()
+            checkpoints.save(model, self.tokenizer, folder)
+            records.write_whole(log, json.dumps(lines))
         self.made.add(folder)
         return model.eval(), lines
 
@@ -184,23 +178,17 @@ class Pretraining(Experiment):
         for number, stage in enumerate(self.stages(unit)):
             head_alone = stage is self.profile.teacher_training.head
             model.base_model.requires_grad_(not head_alone)
-            window = stage.batch_size * stage.accumulation
-            sort = window if stage.accumulation > 1 else 1  # of one batch, the order changes no padding
-            blocks = encoding.MaskedBlocks(self.text.blocks[:: spec.every], masking, stage.steps * window, sort)
+            total = stage.steps * stage.batch_size * stage.accumulation
+            blocks = encoding.MaskedBlocks(self.text.blocks[:: spec.every], masking, total)
             sides = teacher if spec.taught else None, recipe, stage, blocks, curve, teacher
             where = self.tokenizer.pad_token_id, folder / f"stage-{number}", self.precision
             trainer = distillation.DistillationTrainer(model, *sides, *where)
-            if self.recipe.snapshots and unit["model"] in FOLLOWED:
-                tokens, there = (
-                    blocks.lengths().reshape(stage.steps, window).sum(axis=1).cumsum(),
-                    self.recipe.snapshots,
-                )
-                steps = {int(np.searchsorted(tokens, n)) + 1: self.checkpoint(unit | {"tokens": n}) for n in there}
-                trainer.add_callback(training.Keep(steps, self.tokenizer))
+            if unit["model"] in FOLLOWED:
+                parts = {round(part * stage.steps): self.checkpoint(unit | {"part": part}) for part in recipe.snapshots}
+                trainer.add_callback(training.Keep(parts, self.tokenizer))
             lines = distillation.train(trainer)
             log += [line | {"stage": "head" if head_alone else "whole"} for line in lines]
-        pairs = any(len(part.columns) > 1 for part in self.profile.corpus.mixture)
-        if unit == TEACHER and self.shape and not pairs:  # the second type has learnt nothing
+        if unit == TEACHER and self.shape:
             checkpoints.share_token_types(model)
         return model, log
 
@@ -233,14 +221,9 @@ class Pretraining(Experiment):
         """The folder of the unit's model, there or not; None for one that is used as it comes from the Hub."""
         if not self.stages(unit) and MODELS[unit["model"]].start == "as it comes":
             return None
-        if "tokens" in unit:  # as it was after so many
-            return self.checkpoint(_whole(unit)).with_suffix(f".at-{unit['tokens']}")
+        if "part" in unit:  # as it was after so much of its training
+            return self.checkpoint(_whole(unit)).with_suffix(f".at-{unit['part']}")
         return self.space.checkpoints / f"{records.slug(unit)}-{records.digest(self.settings(unit))}"
-
-    def _data_ids(self) -> list[str]:
-        """The data sets that are learnt from or measured on here."""
-        corpus = self.profile.corpus
-        return list(dict.fromkeys((corpus.id, *(part.id for part in corpus.mixture))))
 
     def weights(self, unit: dict) -> str:
         """What the unit's weights are recognised by, from its record if need be; InputError if it is untrained yet."""
@@ -250,7 +233,7 @@ class Pretraining(Experiment):
             return found
         record = self.space.find(MODELS[unit["model"]].experiment, _whole(unit), self.settings(unit))
         details = record["details"] if record else {}
-        kept = details.get("snapshots", {}).get(str(unit["tokens"])) if "tokens" in unit else details.get("checkpoint")
+        kept = details.get("snapshots", {}).get(str(unit["part"])) if "part" in unit else details.get("checkpoint")
         if kept is None:
             raise InputError(f"{records.slug(unit)} is not there yet: run notebook 01, or set `store` to where it is")
         return kept
@@ -271,8 +254,6 @@ class Pretraining(Experiment):
             return self._given(unit)
         if not folder.is_dir():
             self.trained(_whole(unit))
-        if not folder.is_dir():
-            raise InputError(f"{folder.name} has gone: run notebook 01 with fresh = True")
         return str(folder)
 
     def sources(self, unit: dict, model: PreTrainedModel) -> list[dict]:

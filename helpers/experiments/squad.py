@@ -219,16 +219,3 @@ class Squad(glue.Downstream):
         rows = recipe.train_rows if split == "train" else recipe.dev_rows
         dataset, source = hub.sample(self.profile, self.data_id, "plain_text", split, rows)
         return dataset, windows(dataset, self.pretraining.tokenizer, recipe.length, squad.stride), source
-
-
-class SquadOnTheWay(Squad):
-    """Students as they were on the way: units of the first seed."""
-
-    name = "squad_on_the_way"
-
-    @property
-    def units(self) -> list[dict]:
-        return [{"model": name, "seed": self.profile.squad.seeds[0]} for name in self.followed]
-
-    def keeps(self, unit: dict) -> bool:
-        return False

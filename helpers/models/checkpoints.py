@@ -27,7 +27,6 @@ if TYPE_CHECKING:  # who loads a model imports this module, too, and that is tim
 
 FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")  # no pickle, no code
 FILES += ("tokenizer*", "vocab.txt", "vocab.json", "merges.txt", "*.model", "special_tokens_map.json")
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 SAVED = "weights.sha256"  # the hash of a checkpoint of ours as it was saved, so that damage shows
 WEIGHTS = {"dtype": torch.float32, "use_safetensors": True}
 
@@ -220,13 +219,9 @@ def start_head(model: PreTrainedModel, counts: np.ndarray) -> None:
     predictions.bias.copy_((smoothed / smoothed.sum()).log())
 
 
-def encode(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
-    """Last hidden states [batch, length, width] of a masked language model's encoder; its head is not run.
-
-    A BERT is told which of two texts a token is from; a DistilBERT sees it by the [SEP] between them alone.
-    """
-    names = INPUTS if model.config.model_type == "bert" else INPUTS[:2]
-    return model.base_model(**{name: batch[name] for name in names if name in batch}).last_hidden_state
+def encode(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Last hidden states [batch, length, width] of a masked language model's encoder; its head is not run."""
+    return model.base_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
 
 def vocabulary_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
@@ -241,9 +236,10 @@ def predict(model: nn.Module, batch: dict[str, Tensor], chosen: Tensor) -> tuple
 
     `chosen` [batch, length] says of which tokens. A model that isn't transformers' is asked for both at once.
     """
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     if not isinstance(model, PreTrainedModel):
-        return model({name: batch[name] for name in INPUTS if name in batch}, chosen)
-    hidden = encode(model, batch)
+        return model(inputs, chosen)
+    hidden = encode(model, **inputs)
     few = hidden[chosen]
     if not len(few) and not torch.is_grad_enabled():  # torchao cannot multiply nothing by a matrix
         return hidden, few.new_empty(0, model.config.vocab_size)

@@ -18,7 +18,6 @@ from .. import InputError
 FOLDER = Path(__file__).parent
 NAMES = ("mini", "laptop", "t4", "paper")
 STRICT = ConfigDict(extra="forbid")
-LATER = ("mixture", "tokens", "snapshots", "equal_time")  # keys that the first records were made without
 
 
 def _read_number(value: Any) -> Any:
@@ -56,37 +55,16 @@ Compressed = Annotated[list[Literal["sst2", "mrpc"]], Some, Once]  # the tasks w
 
 
 @dataclass(frozen=True, config=STRICT)
-class Texts:
-    """Where part of a mixture comes from: single texts or, of two columns, pairs that are read as one input."""
-
-    id: str  # of the data set
-    config: str
-    columns: Annotated[list[str], Field(min_length=1, max_length=2), Once]
-    share: Annotated[Share, Field(gt=0)]  # of the mixture's tokens
-    split: str = "train"
-    rows: Positive | None = None  # cap, drawn at random; None: all of them
-
-
-@dataclass(frozen=True, config=STRICT)
 class Corpus:
     """Text to pretrain on and to measure on, cut into blocks."""
 
     id: str  # of the data set
-    train: str  # configuration whose train split is learnt from, unless there is a mixture
+    train: str  # configuration whose train split is learnt from
     heldout: str  # configuration whose validation split is measured on
     block_length: Annotated[Length, Field(ge=8)]  # tokens, [CLS] and [SEP] counted
-    mixture: list[Texts] = Field(default_factory=list)
-    tokens: Positive | None = None  # of the mixture
     train_blocks: Positive | None = None  # cap; None: all of them
     heldout_blocks: Positive | None = None  # cap; None: all of them
     curve_blocks: Positive = 64  # held-out blocks measured again and again while a model trains
-
-    def __post_init__(self):
-        shares = sum(part.share for part in self.mixture)
-        if self.mixture and abs(shares - 1) > 1e-6:
-            raise ValueError(f"the shares of the mixture add up to {shares:g}, expected 1")
-        if bool(self.mixture) != bool(self.tokens):
-            raise ValueError("a mixture needs its number of tokens, and tokens need a mixture")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -136,7 +114,7 @@ class Distillation:
     layers: Positive | Annotated[list[Count], Some, Once]  # how many, or which of the teacher's
     seeds: Seeds
     training: Training
-    snapshots: Annotated[list[Positive], Once] = Field(default_factory=list)  # tokens after which one is kept, too
+    snapshots: Annotated[list[Annotated[Share, Field(gt=0, lt=1)]], Once] = Field(default_factory=list)  # parts done
     equal_time: Rate | None = None  # steps of twin_time over the student's: what a step of theirs takes, measured in 01
     temperature: Rate = 2.0
     weight_distillation: Number = 5.0
@@ -386,15 +364,8 @@ def is_key(key: str) -> bool:
 
 
 def as_settings(part: Any) -> dict[str, Any]:
-    """A part of a profile as plain data, for a record's settings: all that could change a number, as saving can't.
-
-    What came later and is not used isn't named, so that earlier records are still found.
-    """
-
-    def kept(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        return {k: v for k, v in pairs if k != "save_minutes" and (v or k not in LATER)}
-
-    return dataclasses.asdict(part, dict_factory=kept)
+    """A part of a profile as plain data, for a record's settings: all that could change a number, as saving can't."""
+    return dataclasses.asdict(part, dict_factory=lambda pairs: {k: v for k, v in pairs if k != "save_minutes"})
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:

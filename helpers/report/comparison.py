@@ -21,7 +21,7 @@ Runs = dict[str, np.ndarray]  # what is kept of each row, [seeds, rows], by mode
 
 def subject(found: Sequence[dict]) -> str | None:
     """Whom a claim about DistilBERT is judged by: the released one where it has records, else our student."""
-    return variants.subject(record["unit"].get("model") for record in found)
+    return variants.subject({record["unit"].get("model") for record in found})
 
 
 class Comparison:

@@ -1,9 +1,7 @@
 """Pictures made from records: one style, one colour a model or a technique, kept as PNG with a caption."""
 
 from collections.abc import Collection
-from io import BytesIO
 
-import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -17,7 +15,6 @@ from matplotlib.ticker import LogLocator
 from PIL.PngImagePlugin import PngInfo
 
 from ..measure.records import Workspace
-from . import tables
 from .tables import COLOURS, MODELS
 
 PALETTE = sns.color_palette("colorblind")
@@ -142,46 +139,6 @@ def _draw_points(axes: plt.Axes, points: pd.DataFrame, cost: str, shown: Collect
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.minorticks_off()  # they are not drawn, but would be laid out
     return best
-
-
-COSTS = {"latency of one row (ms)": "latency_ms", "size on disk (MB)": "size_mb", "parameters": "parameters"}
-COSTS |= {"peak memory (MB)": "peak_memory_mb", "cold start (s)": "cold_start_s"}
-
-
-def explorer(frame: pd.DataFrame) -> widgets.Widget:
-    """Controls for cost, task, model and families over `chart`, and its points as a table.
-
-    It has no Output widget: whoever runs a notebook headless answers one on the channel where it waits for the kernel,
-    and the answer can hide the kernel's own, so that now and then a cell that is done would wait for its time limit.
-    """
-    if frame.empty:
-        return widgets.HTML(tables.MISSING)
-    models = [(tables.MODELS[name], name) for name in dict.fromkeys(frame.model)]
-    families = [name for name in TECHNIQUES if name in set(frame.family)]
-    cost = widgets.Dropdown(options={name: key for name, key in COSTS.items() if key in frame}, description="Cost")
-    task = widgets.Dropdown(options=list(dict.fromkeys(frame.task)), description="Task")
-    model = widgets.Dropdown(options=models, description="Model")
-    chosen = widgets.SelectMultiple(options=families, value=families, description="Families")
-    picture, numbers = widgets.Image(layout=widgets.Layout(max_width="100%")), widgets.HTML()
-
-    def draw(_=None) -> None:
-        own = frame[(frame.task == task.value) & (frame.model == model.value)].dropna(subset=[cost.value])
-        drawn = own[own.family.isin(chosen.value)].sort_values(cost.value)
-        picture.layout.display = "none" if drawn.empty else None
-        if drawn.empty:
-            numbers.value = "nothing was measured for this choice"
-            return
-        figure, png = chart(own, cost.value, cost.label, f"{task.value} score (%)", chosen.value), BytesIO()
-        figure.savefig(png)
-        plt.close(figure)  # or it would be shown once more, below
-        picture.value = png.getvalue()
-        listed = drawn[["label", "family", cost.value, "score"]].set_index("label").round(2)
-        numbers.value = listed.rename(columns={cost.value: cost.label, "score": "score (%)"}).to_html()
-
-    for control in (cost, task, model, chosen):
-        control.observe(draw, names="value")
-    draw()
-    return widgets.VBox([widgets.HBox([cost, task, model]), chosen, picture, numbers])
 
 
 def front(points: pd.DataFrame, cost: str, gain: str = "score") -> pd.DataFrame:

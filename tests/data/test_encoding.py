@@ -1,13 +1,11 @@
 """Blocks, masks and padding: what is learnt from and what is scored."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
 
-from helpers import InputError, profiles
-from helpers.data import encoding, hub, miniworld
+from helpers import InputError
+from helpers.data import encoding
 from tests.conftest import WORDS
 
 
@@ -120,113 +118,3 @@ def test_padding_is_neither_attended_to_nor_scored(tokenizer, cut):
     assert (batch["labels"][0, len(short) :] == -100).all()
     assert (batch["input_ids"][0, len(short) :] == tokenizer.pad_token_id).all()
     assert torch.equal(batch["labels"][1], torch.from_numpy(long))
-
-
-MIXTURE = [
-    {"id": "Salesforce/wikitext", "config": "wikitext-2-raw-v1", "columns": ["text"], "share": 0.5},
-    {"id": "rajpurkar/squad", "config": "plain_text", "columns": ["question", "context"], "share": 0.25},
-    {"id": "nyu-mll/glue", "config": "mrpc", "columns": ["sentence1", "sentence2"], "share": 0.25},
-]
-
-
-@pytest.fixture(scope="module")
-def mixed():
-    profile = profiles.load("mini", {"corpus.mixture": MIXTURE, "corpus.tokens": 20_000})
-    vocabulary = miniworld.tokenizer(miniworld.write(hub.WORLD))
-    return profile, vocabulary, encoding.mix(profile, vocabulary)
-
-
-def words_in(text: str, vocabulary) -> str:
-    """A text as the tokenizer gives it back."""
-    return vocabulary.decode(vocabulary.encode(text), skip_special_tokens=True)
-
-
-def test_nothing_that_is_measured_on_is_learnt_from(mixed):
-    """Looked up again from the data sets themselves."""
-    profile, vocabulary, mixture = mixed
-    sides = [re.split(r"\[SEP\] ?", vocabulary.decode(block)) for block in mixture.blocks]
-    learnt = {side.removeprefix("[CLS]").strip() for both in sides for side in both}
-    glue = hub.load(profile, "nyu-mll/glue", "mrpc", "validation")[0]
-    squad = hub.load(profile, "rajpurkar/squad", "plain_text", "validation")[0]
-    measured = [*glue["sentence1"], *glue["sentence2"], *squad["question"], *squad["context"]]
-    assert len(learnt) > 100 and not learnt & {words_in(text, vocabulary) for text in measured}
-    train = hub.load(profile, "nyu-mll/glue", "mrpc", "train")[0]
-    both = {words_in(text, vocabulary) for text in train["sentence1"]} & learnt
-    assert len(both) > 20, "what is not measured on is learnt from, so the comparison above could fail"
-
-
-def test_a_text_that_is_measured_on_is_left_out_and_counted(monkeypatch):
-    profile = profiles.load("mini", {"corpus.mixture": MIXTURE, "corpus.tokens": 20_000})
-    train = hub.load(profile, "nyu-mll/glue", "mrpc", "train")[0]
-    taken = frozenset([hub.plain("  ".join(train["sentence2"][5].upper().split()))])
-    rows, source = hub.mixture_texts(profile, profile.corpus.mixture[2], "[UNK]", taken)
-    gone = sum(train["sentence2"][5] in pair for pair in zip(train["sentence1"], train["sentence2"], strict=True))
-    assert len(rows) == len(train) - gone and source["left_out"]["train"].startswith(f"{gone} texts")
-
-
-def test_what_is_held_out_shares_no_passage_with_what_is_learnt(mixed):
-    _, vocabulary, mixture = mixed
-    ends = [
-        {vocabulary.decode(b).split("[SEP]")[1] for b in part if list(b).count(vocabulary.sep_token_id) == 2}
-        for part in (mixture.blocks, mixture.heldout)
-    ]
-    assert len(ends[1]) > 2 and not ends[0] & ends[1]
-
-
-def test_each_part_of_a_mixture_has_the_tokens_of_its_share_or_says_so(mixed):
-    profile, vocabulary, mixture = mixed
-    assert 20_000 <= sum(map(len, mixture.blocks)) < 20_000 + 3 * 48 * 40
-    assert [source["tokens"].replace(",", "")[:2] for source in mixture.sources] == ["10", "50", "50"]
-    asked = profiles.load("mini", {"corpus.mixture": [MIXTURE[2] | {"share": 1.0}], "corpus.tokens": 5_000_000})
-    whole = encoding.mix(asked, vocabulary)
-    there = sum(map(len, whole.blocks))
-    assert whole.sources[0]["tokens"] == f"{there:,} of 5,000,000 that were asked for: there is no more text"
-
-
-def test_a_pair_has_token_types_as_its_tokenizer_gives_them(mixed):
-    profile, vocabulary, mixture = mixed
-    row = hub.load(profile, "nyu-mll/glue", "mrpc", "train")[0][3]
-    told = vocabulary(row["sentence1"], row["sentence2"], return_token_type_ids=True)
-    single = vocabulary(row["sentence1"], return_token_type_ids=True)
-    masking = encoding.Masking(vocabulary, rate=0.5)
-    for encoded in (told, single):
-        block = encoding.MaskedBlocks([np.array(encoded["input_ids"])], masking)[0]
-        assert block["token_type_ids"].tolist() == encoded["token_type_ids"]
-    assert 1 in told["token_type_ids"]
-
-
-def test_a_window_holds_what_it_would_hold_anyway_from_short_to_long(mixed):
-    _, vocabulary, mixture = mixed
-    masking, cut = encoding.Masking(vocabulary), mixture.blocks[:50]
-    plain, sorted_ = (encoding.MaskedBlocks(cut, masking, 120, window) for window in (1, 16))
-    for start in range(0, 120, 16):
-        there = range(start, min(start + 16, 120))
-        ours, theirs = ([made[i]["input_ids"].tolist() for i in there] for made in (sorted_, plain))
-        assert sorted(ours) == sorted(theirs) and list(map(len, ours)) == sorted(map(len, ours))
-    assert sorted_.lengths().tolist() == [len(sorted_[i]["labels"]) for i in range(120)]
-
-
-@pytest.mark.parametrize(
-    ("part", "line"),
-    [
-        ({"columns": ["sentence1", "nowhere"]}, "no column 'nowhere', but sentence1, sentence2, label, idx"),
-        ({"split": "validation"}, "'validation' is measured on: learn from another split"),
-        ({"split": "validation[:10%]"}, "is measured on"),
-        ({"id": "nobody/nothing"}, "'nobody/nothing'"),
-        ({"config": "unheard"}, "'unheard'"),
-    ],
-)
-def test_a_part_of_a_mixture_that_cannot_be_taken_is_one_line(part, line):
-    given = [MIXTURE[2] | {"share": 1.0} | part]
-    profile = profiles.load("mini", {"corpus.mixture": given, "corpus.tokens": 1000})
-    with pytest.raises(InputError, match=re.escape(line)):
-        hub.mixture_texts(profile, profile.corpus.mixture[0], "[UNK]", frozenset())
-
-
-def test_a_pair_with_an_empty_side_is_refused(tmp_path):
-    (tmp_path / "pairs.csv").write_text("one,other\na baker,bread\na baker,\n")
-    part = {"id": str(tmp_path), "config": "default", "columns": ["one", "other"], "share": 1.0}
-    settings = {"hub": "huggingface", "corpus.mixture": [part], "corpus.tokens": 1000}
-    profile = profiles.load("mini", settings)
-    with pytest.raises(InputError, match="row 1 is no pair, one of one, other is empty"):
-        hub.mixture_texts(profile, profile.corpus.mixture[0], "[UNK]", frozenset())

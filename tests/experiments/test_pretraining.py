@@ -256,29 +256,32 @@ def test_the_twin_of_equal_time_takes_the_steps_that_were_measured(experiment, f
     made, found = finished
     shutil.copytree(store_of(made), tmp_path / "store")
     longer = {"distillation.variants": ["twin", "twin_time"], "distillation.equal_time": 1.5}
-    twin, longer = experiment(tmp_path / "store", **longer).run()[1:]
+    several = experiment(tmp_path / "store", **longer)
+    twin, longer = several.run()[1:]
     assert twin == found[2], "what was measured before equal_time was known is still found"
     assert longer["settings"]["steps"] == 9 and "steps" not in twin["settings"]
+    names = {record["unit"]["model"] for record in records.Evidence(several.space)("distillation")}
+    assert names >= {"student", "twin", "twin_time"}, "they can stand beside each other"
     assert longer["metrics"]["training_tokens"] == pytest.approx(1.5 * twin["metrics"]["training_tokens"], rel=0.1)
     with pytest.raises(InputError, match="equal_time says how many steps"):
         experiment(tmp_path / "store", **{"distillation.variants": ["twin_time"], "distillation.equal_time": None})
 
 
 def test_snapshots_are_kept_on_the_way_and_change_nothing(experiment, finished, tmp_path):
-    """One after the tokens of two lines of the log; one that is never reached."""
-    made, found = finished
-    tokens = [line["tokens"] for line in found[1]["details"]["curve"] if "tokens" in line]
-    wanted = {"distillation.snapshots": [int(sum(tokens[:2])) + 1, 10**8]}
+    made, _ = finished
     shutil.copytree(store_of(made), tmp_path / "store")
-    several = experiment(tmp_path / "store", **wanted)
+    several = experiment(tmp_path / "store", **{"distillation.snapshots": [0.5]})
     student = {"model": "student", "seed": 0}
     shutil.rmtree(several.checkpoint(student))
     again = several.trained(student)[0].state_dict()
     before = made.trained(student)[0].state_dict()
     assert all(torch.equal(again[name], before[name]) for name in again), "snapshots change no training"
-    kept, unreached = (several.checkpoint(student | {"tokens": n}) for n in wanted["distillation.snapshots"])
-    third = checkpoints.load_masked_lm(str(kept))[0].state_dict()
-    assert not unreached.exists() and any(not torch.equal(third[name], again[name]) for name in again)
+    half = several.start(student | {"part": 0.5})
+    third = checkpoints.load_masked_lm(half)[0].state_dict()
+    assert any(not torch.equal(third[name], again[name]) for name in again)
+    start = distillation.from_teacher(made.teacher, made.layers).state_dict()
+    assert any(not torch.equal(third[name], start[name]) for name in again)
+    assert several.weights(student | {"part": 0.5}) == checkpoints.file_hash(Path(half))
 
 
 def test_a_plan_counts_the_tokens_of_each_training(experiment, tmp_path, monkeypatch):

@@ -65,7 +65,7 @@ def test_vocabulary_logits_equal_the_models_own(teacher, batch):
     for model in (teacher, distillation.from_teacher(teacher, [0, 3])):
         inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
         with torch.no_grad():
-            hidden = checkpoints.encode(model, inputs)
+            hidden = checkpoints.encode(model, **inputs)
             torch.testing.assert_close(checkpoints.vocabulary_logits(model, hidden), model(**inputs).logits)
 
 

@@ -119,9 +119,8 @@ def test_a_model_that_knows_the_text_has_a_perplexity_of_one(teacher, tokenizer,
     by_place = np.random.default_rng(0).permutation(np.arange(5, len(tokenizer)))
     known = [np.array([tokenizer.cls_token_id, *by_place[:size], tokenizer.sep_token_id]) for size in (30, 4, 17)]
 
-    def places(model, batch):
-        rows, length = batch["input_ids"].shape
-        return torch.arange(length)[None, :, None].expand(rows, -1, 1)
+    def places(model, input_ids, attention_mask):
+        return torch.arange(input_ids.shape[1])[None, :, None].expand(len(input_ids), -1, 1)
 
     def certain(model, hidden):
         return 1e4 * torch.nn.functional.one_hot(torch.tensor(by_place)[hidden[..., 0] - 1], len(tokenizer))

@@ -165,9 +165,10 @@ def test_technique_by_technique_the_front_moves(found):
     assert ends[0] == [20] and ends[1] == pytest.approx([20 / 3, 20]) == ends[2] and ends[3][0] == pytest.approx(5)
 
 
-def test_the_explorer_draws_what_is_chosen(found):
+def test_the_explorer_draws_what_is_chosen(found, page):
     open_before = plt.get_fignums()
-    made = figures.explorer(tradeoffs.frame(found))
+    explorer, _ = page("07_pruning", "explorer", "show_chosen")
+    made = explorer(tradeoffs.frame(found))
     (cost, task, model), families, chart, numbers = made.children[0].children, *made.children[1:]
     assert cost.label == "latency of one row (ms)" and (task.value, model.value) == ("sst2", "student")
     assert families.value == ("half or full precision", "PyTorch int8", "bitsandbytes", "ONNX Runtime")
@@ -183,4 +184,4 @@ def test_the_explorer_draws_what_is_chosen(found):
     cost.label = "size on disk (MB)"
     assert "15.0" in numbers.value
     assert plt.get_fignums() == open_before, "or the chart would be shown once more, below"
-    assert "run the notebooks" in figures.explorer(tradeoffs.frame([])).value
+    assert "run the notebooks" in explorer(tradeoffs.frame([])).value
