@@ -18,7 +18,6 @@ from helpers.compression import pruning, variants
 from helpers.data import encoding, hub
 from helpers.experiments import glue, squad
 from helpers.measure import metrics, records
-from helpers.models import finetuning
 from tools import notebooks, run
 
 COMMANDS = [  # the command's arguments, and what its line must say
@@ -182,7 +181,6 @@ CALLS = {  # a call, and what it must say
     "nothing": (lambda _: glue.GlueMetric("sst2").compute(predictions=[], references=[]), "0 predictions"),
     "no number": (lambda _: glue.GlueMetric("stsb").compute(predictions=[np.nan], references=[1.0]), "diverged?"),
     "hidden labels": (lambda _: glue.GlueMetric("sst2").compute(predictions=[1], references=[-1]), "sst2"),
-    "no answers": (lambda _: squad.SquadMetric().compute(predictions=["a"], references=[[]]), "question 0 has no"),
     "an answer elsewhere": (lambda t: windows(t, answers={"text": ["here"], "answer_start": [3]}), "question q1"),
     "no answer": (lambda t: windows(t, answers={"text": [], "answer_start": []}), "question q1 has no answer"),
     "a blank answer": (
@@ -192,12 +190,18 @@ CALLS = {  # a call, and what it must say
     "no question": (lambda t: windows(t, question=None), "question q1 has no question"),
     "labels that are words": (lambda t: encoded(t, label=["pos", "neg"]), "the label 'pos' of row 0 is no number"),
     "a row without a text": (lambda t: encoded(t, text=["the river", None]), "row 1 has no text"),
-    "labels from one on": (lambda _: finetuning.check_labels(3, [1, 2, 3]), "row 2: label 3, expected 0 to 2"),
-    "a label between classes": (lambda _: finetuning.check_labels(2, [0.5, 1]), "row 0: label 0.5, expected 0 to 1"),
-    "a label that is missing": (lambda _: finetuning.check_labels(2, [1, -100]), "row 1: label -100, expected 0 to 1"),
+    "labels from one on": (lambda _: metrics.check_labels("x", [1, 2, 3], 3), "x: label 3 in row 2, expected 0 to 2"),
+    "a label between classes": (
+        lambda _: metrics.check_labels("x", [0.5, 1], 2),
+        "label 0.5 in row 0, expected 0 to 1",
+    ),
+    "a label that is missing": (
+        lambda _: metrics.check_labels("x", [1, -100], 2),
+        "label -100 in row 1, expected 0 to 1",
+    ),
     "a score that is none": (
-        lambda _: finetuning.check_labels(1, [0.1, np.nan]),
-        "row 1: label nan, expected a number",
+        lambda _: metrics.check_labels("x", [0.1, np.nan], 1),
+        "x: label nan in row 1, expected a number",
     ),
     "a long question": (lambda t: windows(t, question="a river town " * 20), "question q1"),
     "too many layers": (lambda _: choose(9), "cannot be taken"),
@@ -330,7 +334,7 @@ def test_rows_of_a_csv_are_read_or_refused(tokenizer, lines):
         read = Dataset.from_pandas(pd.read_csv(f"{folder}/own.csv"), preserve_index=False)
     try:
         examples = encoding.encode_texts(read, ["text"], tokenizer, 8)
-        finetuning.check_labels(3, [example["labels"] for example in examples])
+        metrics.check_labels("own", [example["labels"] for example in examples], 3)
     except InputError as error:
         assert "\n" not in str(error)
     else:

@@ -137,7 +137,7 @@ def in_tree(tree: str) -> set[str]:
 
 def test_every_module_stands_in_the_tree_of_the_readme():
     (tree,) = re.findall(r"```\n(notebooks/.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    every = [*PATHS, *(ROOT / "tools").glob("*.sh")]
+    every = [*PATHS, *(ROOT / "tools").glob("*.sh"), *(ROOT / "tools").glob("*.sbatch")]
     ours = {path.relative_to(ROOT).as_posix().removesuffix("__init__.py") for path in every}
     named = {name for name in in_tree(tree) if name.startswith(("helpers/", "tools/"))}
     folders = {f"helpers/{room}/" for room in ROOMS[1:]} | {"tools/"}

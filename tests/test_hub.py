@@ -142,12 +142,13 @@ def test_squad_scores_are_torchmetrics_on_the_whole_dev_set():
     assert 0.2 < np.mean(right) < 0.8 and len(right) == 10_570
 
 
-def test_real_sentences_all_together_are_one_token_at_a_time(one_by_one):
+def test_real_sentences_all_together_are_one_token_at_a_time(one_by_one, page):
     """200 sentences of WikiText-2, cut short, and a student of a real encoder: both ways against their plain loops."""
     profile = profiles.load("laptop")
     teacher, tokenizer, _ = checkpoints.load_masked_lm(profile.teacher)
     student = distillation.from_teacher(teacher, [0, 5])
-    cut, _ = encoding.sentences(profile, tokenizer, 200)
+    (draw_sentences,) = page("05_perplexity", "draw_sentences")
+    cut, _ = draw_sentences(profile, tokenizer, 200)
     assert len(cut) == 200
     shortened = [np.append(ids[:-1][:11], tokenizer.sep_token_id) for ids in cut]
     found = masked_lm.pseudo_log_likelihoods(student, shortened, tokenizer)

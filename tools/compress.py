@@ -2,21 +2,14 @@
 
 import argparse
 import sys
-from typing import NoReturn
 
 from helpers import InputError
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in a line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; see --help\n")
-
-
 def main() -> int:
     """0 if a model was handed over, 2 if what was given cannot be taken, 1 if something failed on the way."""
-    parser = Parser(prog="python -m tools.compress", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.compress", description=__doc__)
+    parser.error = lambda message: parser.exit(2, f"error: {message}; see --help\n")
     parser.add_argument("model", help="Hub id or folder of a text classifier")
     parser.add_argument("--data", required=True, help="rows to measure on: CSV, TSV, JSON lines, parquet, or ID:CONFIG")
     parser.add_argument("--train", help="rows to learn from again; without, nothing is cut or trimmed")

@@ -1,8 +1,6 @@
 """What readers get: executed notebooks without traces of the machine, and the same as HTML that needs no network."""
 
-import base64
 import functools
-import mimetypes
 import os
 import re
 from concurrent.futures import ProcessPoolExecutor
@@ -131,12 +129,7 @@ def _page(notebook: nbformat.NotebookNode, names: list[str], report: Path) -> tu
             to_page = target.parent == NOTEBOOKS and target.stem in names
             path = f"{target.stem}.html" if to_page else os.path.relpath(target, report)
             link["href"] = parts._replace(path=path).geturl()
-    for image in soup.select("img:not([src^=data])"):
-        local = NOTEBOOKS / unquote(image["src"])
-        if urlsplit(image["src"]).scheme:  # a badge, say
-            image.replace_with(image.get("alt", ""))
-        elif local.is_file():
-            data = base64.b64encode(local.read_bytes()).decode()
-            image["src"] = f"data:{mimetypes.guess_type(local.name)[0]};base64,{data}"
+    for image in soup.select("img:not([src^=data])"):  # a badge, say: nothing may be fetched
+        image.replace_with(image.get("alt", ""))
     title = soup.h1.get_text().removesuffix("¶") if soup.h1 else "untitled"
     return escape(title), re.sub(r"\[code (\d+)\]", lambda mark: CODE[int(mark[1]) - 1], str(soup))

@@ -33,6 +33,7 @@ from helpers import ROOT, InputError, profiles
 from helpers.measure.sweep import READ_ONLY
 
 NOTEBOOKS = ROOT / "notebooks"
+IMPORT = re.compile(r"^(?:from|import) (\w[\w.]*)(?: import (.+))?", re.MULTILINE)
 SET_BY_RUNNER = {"profile": "--profile", "fresh": "--fresh", "overrides": "--set and a key of the profile"}
 FOLDERS = ("store", "teacher", "released", "corpus.id")  # these are, or may be, paths
 TEXTS = (*FOLDERS, "corpus.train", "corpus.heldout")  # what --set takes as it stands: 2026-10-01 is a name
@@ -57,20 +58,9 @@ class Notebook:
         tagged = "\n".join(cell.source for cell in code if "parameters" in cell.metadata.get("tags", []))
         lines = [line for line in ast.parse(tagged).body if isinstance(line, ast.Assign)]
         self.parameters = {ast.unparse(target) for line in lines for target in line.targets}
-        self.imports = set().union(*(_imports(cell.source) for cell in code))
-
-
-def _imports(source: str) -> set[str]:
-    """The modules that a cell imports; for `from a import b`, where `b` may be one itself, `a` and `a.b`."""
-    try:
-        lines = ast.parse(source).body
-    except SyntaxError:  # a shell's command, say; and of a mistake, running the cell will tell
-        return set()
-    names = {alias.name for line in lines if isinstance(line, ast.Import) for alias in line.names}
-    for line in lines:
-        if isinstance(line, ast.ImportFrom) and line.module:
-            names |= {line.module, *(f"{line.module}.{alias.name}" for alias in line.names)}
-    return names
+        self.imports: set[str] = set()  # to be there ahead; of `from a import b`, where b may be a module, a and a.b
+        for module, names in IMPORT.findall("\n".join(cell.source for cell in code)):
+            self.imports |= {module, *(f"{module}.{name}" for name in re.findall(r"\w+", names))}
 
 
 def select(only: str | None = None) -> list[Notebook]:

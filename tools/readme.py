@@ -37,7 +37,7 @@ def fill(check: bool = False) -> list[str]:
 
 def blocks() -> dict[str, str]:
     """The generated parts by name, in Markdown; InputError if a record that they are made from is damaged."""
-    return {"answers": answers(), "claims": claims(), "notebooks": notebook_table()}
+    return {"answers": told("answers"), "claims": told("verdicts"), "notebooks": notebook_table()}
 
 
 def made(name: str) -> pd.DataFrame:
@@ -46,26 +46,11 @@ def made(name: str) -> pd.DataFrame:
     return pd.read_csv(folder / f"10_{name}.csv", keep_default_na=False, dtype=str)
 
 
-def answers() -> str:
-    """The answers of notebook 10 to what most readers ask, as they stand in its executed copy."""
+def told(cell_id: str) -> str:
+    """What a cell of notebook 10 says, as it stands in its executed copy."""
     page = nbformat.read(Workspace(profiles.load(READ), name=READ).notebooks / "10_report.ipynb", as_version=4)
-    (cell,) = (cell for cell in page.cells if cell.id == "answers")
+    (cell,) = (cell for cell in page.cells if cell.id == cell_id)
     return next(output.data["text/markdown"] for output in cell.outputs if "text/markdown" in output.get("data", {}))
-
-
-def claims() -> str:
-    """Which claims hold and which don't, how many are open, and where each is read."""
-    ledger = made("ledger")
-    own = {words: rows.claim for words, rows in ledger[ledger.verdict != ""].groupby("verdict", sort=False)}
-    says, rest = [], []
-    for words, found in own.items():
-        if "hold" in words:
-            names = found.str.replace(r" \(\S+\)$", "", regex=True)  # without the source
-            says.append(f"- **{words}** ({len(found)}): {'; '.join(names)}")
-        else:
-            rest.append(f"{len(found)} {words}")
-    page = f"[notebook 10](results/{READ}/notebooks/10_report.ipynb)"
-    return "\n".join([*says, f"- {', '.join(rest)}. Each with its numbers, intervals and source: {page}."])
 
 
 def minutes() -> dict[str, float]:

@@ -21,7 +21,7 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from helpers import ROOT, InputError, profiles
-from helpers.measure import records
+from helpers.measure import records, sweep
 from helpers.measure.records import Workspace
 from helpers.measure.sweep import READ_ONLY
 
@@ -200,19 +200,6 @@ def hold(workspace: Workspace) -> IO:
     return lock
 
 
-def download(profile: profiles.Profile) -> None:
-    """Fetch every model and data set of the profile, for a machine without network; OSError if one cannot be had."""
-    from helpers.data import hub  # slow to import, and only needed here
-    from helpers.models import checkpoints
-
-    try:
-        print(*hub.download(profile), *checkpoints.download(profile), sep="\n")
-    except (InputError, OSError):
-        raise
-    except Exception as error:  # the Hub's clients raise errors of many families
-        raise OSError(f"download failed: {' '.join(str(error).split())}") from error
-
-
 def run(options: argparse.Namespace) -> int:
     """Check all that was asked for, then run it; the exit code."""
     if options.unpack == "":
@@ -224,6 +211,9 @@ def run(options: argparse.Namespace) -> int:
         says = [f"{'stale' if options.check else 'filled in'}: README, {name}" for name in stale]
         print("\n".join(says) or "nothing is stale")
         return 1 if stale and options.check else 0
+    if options.cluster:
+        sweep.check_cluster(options.cluster)
+        os.environ[sweep.CLUSTER] = options.cluster  # the kernels inherit it
     if options.jobs < 1:
         raise InputError(f"--jobs {options.jobs}: expected 1 or more")
     if options.unpack:
@@ -236,7 +226,10 @@ def run(options: argparse.Namespace) -> int:
     if profile.hub == "miniworld":
         os.environ["HF_HUB_OFFLINE"] = "1"  # the kernels inherit it; without, each failed call takes 23 s
     if options.download:
-        download(profile)
+        from helpers.data import hub  # slow to import, and only needed here
+        from helpers.models import checkpoints
+
+        print(*hub.download(profile), *checkpoints.download(profile), sep="\n")
         return 0
     workspace = Workspace(profile, parameters.get("store"))
     if options.pack:
@@ -276,6 +269,8 @@ def main() -> int:
     text = "a value of the profile (distillation.training.steps=100) or a notebook's parameter (store=PATH)"
     add("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
     add("--jobs", type=int, default=1, metavar="N", help="run up to N notebooks side by side")
+    text = "spread what times nothing over a Ray cluster whose nodes share this folder and the store"
+    add("--cluster", metavar="HOST:PORT", help=text)
     add("--fresh", action="store_true", help="measure again what has a record")
     add("--download", action="store_true", help="only fetch the profile's models and data sets")
     add("--pack", action="store_true", help="only put the profile's records into one file, to be taken elsewhere")

@@ -15,7 +15,7 @@ from .. import InputError
 from ..measure import records
 from ..models import checkpoints
 from ..models.checkpoints import quiet
-from . import pruning, quantization, runtimes
+from . import quantization, runtimes
 
 if TYPE_CHECKING:
     import onnx
@@ -53,7 +53,7 @@ def export(model: PreTrainedModel, tokenizer_from: Path, folder: Path, hidden: b
     length = torch.export.Dim("length", max=checkpoints.longest(model.config))
     free = {0: torch.export.Dim("batch"), 1: length}
 
-    with pruning.written(folder, tokenizer_from) as building, warnings.catch_warnings(), quiet("torch.onnx"):
+    with checkpoints.written(folder, tokenizer_from) as building, warnings.catch_warnings(), quiet("torch.onnx"):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             _Outputs(model, hidden),
@@ -86,19 +86,22 @@ def quantize(source: Path, folder: Path, bits: str = "onnx_int8", examples: Sequ
     `examples` (input_ids, attention_mask, token_type_ids, int [tokens] each). 4 bits have a scale for each `BLOCK` of a
     matrix' weights, beside 8 in embeddings and small heads. A head that shares the embeddings' table gets its own copy:
     what is computed on the way, as the turned table is, stays in fp32. Seven bits of the eight are used on a processor
-    that would otherwise overflow in adding up products (`reduce_range`: x86 without VNNI).
+    that would otherwise overflow in adding up products (`reduce_range`: x86 without VNNI). InputError if `source` has
+    no exported model.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
 
-    graph = onnx.load(only(source))
+    if not (source / "model.onnx").exists():
+        raise InputError(f"{source}: no model.onnx there: export the model first")
+    graph = onnx.load(source / "model.onnx")
     del graph.graph.value_info[:]  # the exporter's shapes trip ONNX Runtime's own inference of them
     _store_what_is_turned(graph.graph)
     eight = {"per_channel": True, "reduce_range": needs_reduced_range(), "weight_type": QuantType.QInt8}
     kinds = ["MatMul", "Gemm"] + ["Gather"] * (bits in ("onnx_int8_embeddings", "onnx_int4"))
 
     # On the root logger it advises to preprocess what has been exported clean.
-    with pruning.written(folder, source) as building, quiet():
+    with checkpoints.written(folder, source) as building, quiet():
         target = building / "model.onnx"
         if bits == "onnx_int8_static":
             wanted = [given.name for given in graph.graph.input]
@@ -133,14 +136,6 @@ def needs_reduced_range() -> bool:
     """Whether 8-bit products overflow in this processor's 16-bit sums: x86 before VNNI."""
     flags = set(records.cpu()["flags"])
     return bool({"avx2", "avx512f"} & flags) and not {"avx512_vnni", "avx_vnni", "amx_int8"} & flags
-
-
-def only(folder: Path) -> Path:
-    """The exported model in a folder; InputError if there is none, or more than one."""
-    found = list(folder.glob("*.onnx"))
-    if len(found) != 1:
-        raise InputError(f"{folder}: expected one exported model (*.onnx), found {len(found)}: export it first")
-    return found[0]
 
 
 class MaskedLM(nn.Module):

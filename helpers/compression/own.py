@@ -389,7 +389,7 @@ def hand_over(out: Path, tried: Smaller, chosen: str, table: pd.DataFrame, said:
     chart(table).savefig(picture := io.BytesIO(), format="png", dpi=150)
     page["picture"] = base64.b64encode(picture.getvalue()).decode()
     described = tried.config.to_dict() | {"longest": tried.of.length, "variant": name}
-    with pruning.written(out, folder := tried.of.folder(parse(name))) as building:
+    with checkpoints.written(out, folder := tried.of.folder(parse(name))) as building:
         shutil.copy(folder / "model.onnx", building)
         shutil.copy(ROOT / "tools" / "use.py", building)
         (building / "config.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")

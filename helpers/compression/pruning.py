@@ -3,13 +3,9 @@
 Only what is cut out makes a model smaller and faster; zeros inside a matrix are stored and multiplied like any number.
 """
 
-import contextlib
 import copy
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +28,6 @@ NAMES = {  # of the parts, by architecture
 }
 FILE = "pruned.json"
 COMMONEST = 500  # pieces that stay in a trimmed vocabulary although the training text has none of them
-TOKENIZER = ("tokenizer*", "vocab.txt", "special_tokens_map.json")  # the files of one
 
 
 class Kept(NamedTuple):
@@ -252,19 +247,14 @@ def pieces_of(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], commones
     used |= {token for piece, token in vocabulary.items() if len(piece.removeprefix("##").removeprefix("▁")) <= 1}
     words = {token for piece, token in vocabulary.items() if not piece.startswith("[unused")}
     used |= set(sorted(words - used)[:commonest])
-    made_of = {vocabulary["".join(pair)]: [vocabulary[part] for part in pair] for pair in _merges(described)}
+    merges = described["model"].get("merges", ())  # none unless it is of byte pairs
+    made_of = {vocabulary["".join(pair)]: [vocabulary[part] for part in pair] for pair in merges}
     left = list(used)
     while left:
         new = set(made_of.get(left.pop(), ())) - used
         used |= new
         left += new
     return sorted(used)
-
-
-def _merges(described: dict) -> list[list[str]]:
-    """The pairs that a tokenizer.json merges; none unless it is of byte pairs."""
-    pairs = described["model"].get("merges", ())
-    return [pair.split(" ") if isinstance(pair, str) else list(pair) for pair in pairs]
 
 
 def trim(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stay: list[int]) -> PreTrainedTokenizerBase:
@@ -289,7 +279,7 @@ def trim(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stay: list[
         described["model"]["vocab"] = {piece: new[old] for piece, old in vocabulary.items() if old in new}
         left = described["model"]["vocab"].keys()
         if kind == "BPE":
-            pairs = [pair for pair in _merges(described) if {*pair, "".join(pair)} <= left]
+            pairs = [pair for pair in described["model"].get("merges", ()) if {*pair, "".join(pair)} <= left]
             described["model"]["merges"] = pairs
     for token in described["added_tokens"]:
         token["id"] = new[token["id"]]
@@ -337,33 +327,9 @@ class KeepZeros(TrainerCallback):
             weight.masked_fill_(zero, 0)
 
 
-@contextlib.contextmanager
-def written(folder: Path, tokenizer_from: Path) -> Iterator[Path]:
-    """A new folder to write a model into, which then takes `folder`'s place, with a tokenizer: whole or not at all.
-
-    InputError if it cannot be made, with the first line of the reason.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield building
-        for path in (path for pattern in TOKENIZER for path in tokenizer_from.glob(pattern)):
-            shutil.copy(path, building)
-        building.chmod(0o755)  # mkdtemp's are closed to others
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(building, folder)
-    except InputError:
-        raise
-    except Exception as error:  # a full disk; exporters and their kin have many classes of their own
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"{folder.name} could not be made: {first}") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
 def save(model: PreTrainedModel, tokenizer_from: Path, folder: Path) -> None:
     """Save a model and what was cut out of it, with the tokenizer of another folder, for `load`."""
-    with written(folder, tokenizer_from) as building:
+    with checkpoints.written(folder, tokenizer_from) as building:
         model.save_pretrained(building)
         if kept := getattr(model, "kept", None):  # `from_pretrained` alone would refuse its shapes
             (building / FILE).write_text(json.dumps(kept._asdict()))

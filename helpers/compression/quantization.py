@@ -41,7 +41,7 @@ def save(bits: str, source: Path, target: Path) -> None:
         raise InputError(f"{source} is {bits_of(source)} already: quantize the checkpoint that it was made from")
     if bits not in DTYPES and (reason := why_not(bits, cut=(source / pruning.FILE).exists())):
         raise InputError(f"{bits}: {reason}")
-    with pruning.written(target, source) as building:
+    with checkpoints.written(target, source) as building:
         if bits in DTYPES:
             pruning.load(source, DTYPES[bits]).save_pretrained(building)
         elif bits.startswith("torch_"):
@@ -49,7 +49,7 @@ def save(bits: str, source: Path, target: Path) -> None:
         elif bits.startswith("torchao"):
             _torchao(source).save_pretrained(building)
         else:
-            _bitsandbytes(bits, source, torch.device("cpu")).save_pretrained(building)
+            load_in_bits(bits, source, torch.device("cpu")).save_pretrained(building)
         if (source / pruning.FILE).exists():
             shutil.copy(source / pruning.FILE, building)
         note(bits, building)
@@ -210,8 +210,12 @@ def _torchao(source: Path) -> PreTrainedModel:
     return pruning.kind(source).from_pretrained(source, use_safetensors=True, **given).eval()
 
 
-def _bitsandbytes(bits: str, source: Path, device: torch.device) -> PreTrainedModel:
-    """Encoder matrices in 8 or 4 bits, all else in fp32; loaded afresh, since after a first pass it can't be saved."""
+def load_in_bits(bits: str, source: Path, device: torch.device) -> PreTrainedModel:
+    """A plain checkpoint with its encoder's matrices in bitsandbytes' 8 or 4 bits, all else in fp32.
+
+    Loaded afresh each time, since after a first pass it can't be saved. Source of the 8: LLM.int8(), Dettmers et al.
+    (2022): weights and inputs as integers with a scale a row; columns with outliers are multiplied apart, in floats.
+    """
     import_bitsandbytes()
     if bits == "bnb_int8":
         config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=HEADS)
@@ -239,14 +243,3 @@ def why_no_bits(device: torch.device, bits: int = 8) -> str | None:
         first = next(iter(str(error).splitlines()), "no message")
         return f"bitsandbytes does not work here ({type(error).__name__}: {first})"
     return None
-
-
-def load_int8(folder: str | Path, device: torch.device) -> PreTrainedModel:
-    """A plain checkpoint, loaded with its encoder's matrices in 8 bits (bitsandbytes) and all else in fp32.
-
-    Source: LLM.int8(), Dettmers et al. (2022): weights and inputs as 8-bit integers with a scale a row; input columns
-    with outliers are multiplied apart, in floating point. Raises InputError where bitsandbytes doesn't work.
-    """
-    if reason := why_no_bits(device):
-        raise InputError(reason)
-    return _bitsandbytes("bnb_int8", Path(folder), device)

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import re
 from collections.abc import Sequence
 from functools import cache, cached_property, lru_cache, partial
 from typing import NamedTuple
@@ -78,16 +77,6 @@ def drawn_blocks(profile: Profile, tokenizer: Tokenizer, text: str, split: str, 
         source = source | {"capped": {split: f"{cap:,} of {len(chosen):,} {split} blocks of {text}"}}
         chosen = np.sort(np.random.default_rng(0).choice(chosen, cap, replace=False))
     return Text([cut[place] for place in chosen], owners[chosen], source)
-
-
-def sentences(profile: Profile, tokenizer: Tokenizer, count: int) -> tuple[Blocks, dict]:
-    """Sentences of the corpus's test text, `count` of them, of 6 to 64 tokens with [CLS] and [SEP], and where from."""
-    rows, source = corpus_rows(profile, profile.corpus.heldout, "test")
-    text = " ".join(articles(rows, tokenizer.unk_token))
-    found = [line for line in re.split(r"(?<= [.?!])\s+", text) if "=" not in line and line.strip()]
-    cut = [ids for ids in blocks(found, tokenizer, profile.corpus.block_length) if 6 <= len(ids) <= 64]
-    chosen = np.random.default_rng(0).choice(len(cut), min(count, len(cut)), replace=False)
-    return [cut[place] for place in chosen], source | {"capped": {"test": f"{len(chosen)} sentences"}}
 
 
 class Masking:

@@ -78,6 +78,7 @@ class Downstream(Experiment):
 
     auto: type = AutoModelForSequenceClassification
     by: str  # what of a unit says which rows it is about
+    spreads = True
     data_id: str  # of the data set
 
     def __init__(self, profile: Profile, space: records.Workspace, fresh: bool = False):
@@ -243,7 +244,7 @@ class Glue(Downstream):
             if sources:
                 scores |= {f"{name}_mismatched": value for name, value in found.items()}
             else:
-                scores |= found | {"score": metrics.task_score(task, found)}
+                scores |= found | {"score": float(np.mean([*found.values()]))}
                 details = {"predictions": records.pack(guesses), "references": records.pack(labels)}
             sources.append(source)
         return scores, details, sources

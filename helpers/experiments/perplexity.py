@@ -1,32 +1,26 @@
 """Perplexity, as notebook 05 measures it: of models as they are, in 8 bits and fine-tuned on text.
 
-`Stages` is the grid. The notebook's own experiments on the same models are in its cells, and begin with `Trial`: on
-mistakes, on masks that are redrawn, on speed.
+The notebook's own trials on the same models are in its cells: on mistakes, on masks that are redrawn, on speed.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel
 
 from ..compression import quantization
 from ..data import encoding, hub
 from ..measure import machine, metrics, records
-from ..measure.sweep import Experiment
+from ..measure.timing import Interval
 from ..models import checkpoints, masked_lm, training
 from ..models.distillation import DistillationTrainer, train
 from ..profiles import Profile, Training, as_settings
 from .glue import Downstream
 
 VERSION = 1  # raised whenever the code changes the numbers it makes
-TRIAL_VERSION = 1  # the same, of the mistakes and timings
 TEXTS = ("wikitext", "gsm8k_questions", "gsm8k_answers")  # the last: each question with its worked answer
-SHOWN = TEXTS[:2]  # the texts of the published benchmark
 TUNED_ON = {"wikitext": "wikitext", "wikitext_int8": "wikitext", "gsm8k": "gsm8k_answers"}  # by stage
-JUDGED = ("released", "student")  # models on which mistakes are made
 FREQUENCIES = (0, 1, 10, 100, 1_000, 10_000)  # lower bounds of groups of tokens, by occurrences in the pretraining text
 PARTS = 8  # of a block
 
@@ -64,11 +58,6 @@ class Stages(Downstream):
     def there(self) -> list[str]:
         """The models that have been made."""
         return [name for name in self.own.models if self.start_hash(name)]
-
-    @property
-    def judged(self) -> list[str]:
-        """The models that trials are made on: DistilBERT and the student or, without either, the first there is."""
-        return [name for name in JUDGED if name in self.there] or self.there[:1]
 
     @property
     def units(self) -> list[dict]:
@@ -140,7 +129,7 @@ class Stages(Downstream):
                 records.write_whole(log, json.dumps(self.logs[kept]))
             folder, self.logs[kept] = str(kept), json.loads(log.read_text())
         if "int8" in unit["stage"]:
-            return quantization.load_int8(checkpoints.fetch(folder)[0], self.device)
+            return quantization.load_in_bits("bnb_int8", checkpoints.fetch(folder)[0], self.device)
         return checkpoints.load_masked_lm(folder)[0].to(self.device)
 
     def _tune(self, unit: dict) -> tuple[PreTrainedModel, list[dict]]:
@@ -197,8 +186,8 @@ class Stages(Downstream):
         losses, tokens, places, draws, numbers = map(np.concatenate, zip(*every, strict=True))
         of_draws = np.bincount(draws, losses) / np.bincount(draws)
         sums, counts = _sums(losses, text.documents[numbers], text.documents.max() + 1)
-        ends = losses.mean(), *metrics.mean_interval(sums[counts > 0], counts[counts > 0])
-        scores = _named("masked_lm_loss", ends) | _named("perplexity", np.exp(ends))
+        ends = [float(losses.mean()), *metrics.mean_interval(sums[counts > 0], counts[counts > 0])]
+        scores = Interval(*ends).named("masked_lm_loss") | Interval(*np.exp(ends).tolist()).named("perplexity")
         scores["masked_lm_loss_std_of_draws"] = float(of_draws.std(ddof=1)) if len(of_draws) > 1 else 0.0
         seen = np.digitize(self.pretraining.text.counts[tokens], FREQUENCIES) - 1
         parts = np.minimum(PARTS * places // self.profile.corpus.block_length, PARTS - 1)
@@ -220,30 +209,11 @@ class Stages(Downstream):
             sums = np.bincount(owners, [-np.nansum(own) for own in logs])
             counts = np.bincount(owners, [np.isfinite(own).sum() for own in logs])
             ends = sums.sum() / counts.sum(), *metrics.mean_interval(sums, counts)
-            scores |= _named(metric, np.exp(ends)) | {f"{metric}_per_word": float(np.exp(sums.sum() / words))}
+            scores |= Interval(*np.exp(ends).tolist()).named(metric)
+            scores[f"{metric}_per_word"] = float(np.exp(sums.sum() / words))
         return scores
-
-
-def _named(metric: str, values: Sequence[float]) -> dict[str, float]:
-    """A metric and the ends of its interval, as a record has them."""
-    return {f"{metric}{end}": float(value) for end, value in zip(("", "_low", "_high"), values, strict=True)}
 
 
 def _sums(values: np.ndarray, group: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """The sum and the number of the values in each group, both [size]."""
     return np.bincount(group, values, size), np.bincount(group, minlength=size)
-
-
-class Trial(Experiment):
-    """A trial on the models of `stages`, of which a subclass gives the rest. One of speed depends on the machine."""
-
-    name = "perplexity"
-
-    def __init__(self, stages: Stages):
-        super().__init__(stages.profile, stages.space, stages.fresh)
-        self.stages, self.own, self.tokenizer = stages, stages.own, stages.tokenizer
-
-    def settings(self, unit: dict) -> dict:
-        gpu = torch.cuda.get_device_name() if self.stages.device.type == "cuda" else None
-        on = {"gpu": gpu, "threads": self.profile.threads or torch.get_num_threads()} | records.processor()
-        return self.stages.common(unit) | {"trial": TRIAL_VERSION} | (on if self.name == "speed" else {})

@@ -20,7 +20,7 @@ from ..profiles import Profile, Training, as_settings
 
 VERSION = 1  # raised whenever the code changes the numbers it makes
 TEACHER = {"model": "teacher", "seed": 0}
-ONCE = ("dropped", "twin_time")  # of the first seed alone
+ONCE = ("random", "dropped", "twin_time")  # of the first seed alone
 FOLLOWED = ("student", "twin")  # of which snapshots are kept, units with "part"
 
 
@@ -62,7 +62,7 @@ class Pretraining(Experiment):
     layers and no training at all. See MODELS.
     """
 
-    name = "distillation"
+    name, spreads = "distillation", True
 
     def __init__(self, profile: Profile, space: records.Workspace, fresh: bool = False):
         """With `fresh`, checkpoints are made again, too. InputError if the device, precision or layers can't be had."""
@@ -71,7 +71,8 @@ class Pretraining(Experiment):
         self.device, self.precision = machine.device(profile), machine.precision(profile)
         self.made: set[Path] = set()  # checkpoints made by this run
         if profile.threads:
-            torch.set_num_threads(1 if READ_ONLY in os.environ else profile.threads)  # side by side they would collide
+            alone = 1 if READ_ONLY in os.environ else max(1, profile.threads // training.PROCESSES)
+            torch.set_num_threads(alone)  # side by side they would collide
         if "twin_time" in self.recipe.variants and not self.recipe.equal_time:
             raise InputError("twin_time in distillation.variants: distillation.equal_time says how many steps it takes")
         self._check_lengths()
@@ -162,8 +163,10 @@ class Pretraining(Experiment):
             return checkpoints.load_masked_lm(str(folder))[0].to(self.device), json.loads(log.read_text("utf-8"))
         with training.unfinished(folder, again) as unfinished:
             model, lines = self._train(unit, unfinished)
-            checkpoints.save(model, self.tokenizer, folder)
-            records.write_whole(log, json.dumps(lines))
+            if training.LEADS:
+                checkpoints.save(model, self.tokenizer, folder)
+                records.write_whole(log, json.dumps(lines))
+            training.together()
         self.made.add(folder)
         return model.eval(), lines
 
@@ -188,8 +191,9 @@ class Pretraining(Experiment):
                 trainer.add_callback(training.Keep(parts, self.tokenizer))
             lines = distillation.train(trainer)
             log += [line | {"stage": "head" if head_alone else "whole"} for line in lines]
-        if unit == TEACHER and self.shape:
-            checkpoints.share_token_types(model)
+        if unit == TEACHER and self.shape:  # a pair's second text: its vector was drawn, and never trained
+            types = model.bert.embeddings.token_type_embeddings.weight.data
+            types[1] = types[0]
         return model, log
 
     def _start(self, unit: dict) -> PreTrainedModel:

@@ -6,8 +6,6 @@ import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import datasets
-import evaluate
 import numpy as np
 from datasets import Dataset
 from transformers import AutoModelForQuestionAnswering, PreTrainedModel, PreTrainedTokenizerBase
@@ -20,34 +18,6 @@ from ..profiles import Recipe
 from . import glue
 
 NO_ANSWER = 0  # the position of [CLS], which stands for "not in this window"
-
-
-class SquadMetric(evaluate.Metric):
-    """Exact match and F1 of SQuAD 1.1, in percent: `SquadMetric().compute(predictions=…, references=…)`.
-
-    Predictions are texts, references lists of texts, of which the one that suits best counts. InputError if there is
-    nothing to compare, unequal numbers of it, or a question without any reference.
-    """
-
-    def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description="exact match and F1 of SQuAD 1.1",
-            citation="Rajpurkar et al. 2016, SQuAD",
-            features=datasets.Features({"predictions": text, "references": datasets.Sequence(text)}),
-        )
-
-    def compute(self, *, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-        """Both metrics by name. The input is checked here, since `evaluate` would say less plainly what is wrong."""
-        if len(predictions) != len(references) or not len(references):
-            raise InputError(f"squad: {len(predictions)} predictions for {len(references)} references")
-        if lacking := [place for place, gold in enumerate(references) if not len(gold)]:
-            raise InputError(f"squad: question {lacking[0]} has no reference answer; SQuAD 1.1 has one for each")
-        return super().compute(predictions=list(predictions), references=[list(gold) for gold in references])
-
-    def _compute(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-        matches, overlaps = zip(*map(answer_scores, predictions, references), strict=True)
-        return {"exact_match": 100 * float(np.mean(matches)), "f1": 100 * float(np.mean(overlaps))}
 
 
 class Windows(NamedTuple):
@@ -211,7 +181,8 @@ class Squad(glue.Downstream):
         exact, overlap = zip(*map(answer_scores, guesses, golds), strict=True)
         details = {"predictions": dict(zip(dataset["id"], guesses, strict=True))}
         details |= {"exact_match": records.pack(exact), "f1": records.pack(overlap)}
-        return SquadMetric().compute(predictions=guesses, references=golds), details, [source]
+        scores = {"exact_match": 100 * float(np.mean(exact)), "f1": 100 * float(np.mean(overlap))}
+        return scores, details, [source]
 
     def read(self, split: str) -> tuple[Dataset, Windows, dict]:
         """The questions of a split, cut into windows, and their provenance."""

@@ -46,13 +46,14 @@ GLUE = {
 }
 
 
-def check_labels(task: str, labels: np.ndarray, classes: int | None) -> None:
-    """See that all labels are classes of the task (None: it asks for a number); InputError if not, or if unknown."""
-    wrong = np.flatnonzero(~np.isin(labels, range(classes))) if classes else ()
+def check_labels(what: str, labels: Sequence[float], classes: int | None) -> None:
+    """See that labels are classes, 0 to `classes` - 1, or (None or 1) numbers; InputError with the first that isn't."""
+    labels, number = np.asarray(labels, dtype=float), classes in (None, 1)
+    wrong = np.flatnonzero(~(np.isfinite(labels) if number else np.isin(labels, range(classes))))
     if len(wrong):
-        value = labels[wrong[0]]
+        value, expected = labels[wrong[0]], "a number" if number else f"0 to {classes - 1}"
         hint = "; GLUE's test labels are hidden, so measure on validation" if value == -1 else ""
-        raise InputError(f"{task}: label {value:g} in row {wrong[0]}, expected 0 to {classes - 1}{hint}")
+        raise InputError(f"{what}: label {value:g} in row {wrong[0]}, expected {expected}{hint}")
 
 
 # Each metric is of answers and references [rows], each row counting as often as `weights` [..., rows] say (None: once):
@@ -132,15 +133,10 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.zeros(np.shape(part)), where=whole != 0)
 
 
-def task_score(task: str, metrics: Mapping[str, float]) -> float:
-    """What the task enters the macro score with: the mean of its metrics (mnli: matched)."""
-    return float(np.mean([metrics[name] for name in GLUE[task].metrics]))
-
-
 def quick_score(
     task: str, answers: np.ndarray, references: np.ndarray, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """`task_score` of answers, as the metrics take their arguments."""
+    """What a task enters the macro score with, the mean of its metrics, of answers as these take them."""
     return np.mean([FORMULAS[name](answers, references, weights) for name in GLUE[task].metrics], axis=0)
 
 

@@ -1,10 +1,16 @@
-"""What every experiment of the series is: units, their settings, how one is measured; and the one loop over them."""
+"""What every experiment of the series is: units, their settings, how one is measured; the one loop over them, here
+or on the nodes of a Ray cluster.
+"""
 
 import functools
+import importlib.util
+import logging
 import os
+import socket
 import statistics
 import sys
 import traceback
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,6 +23,8 @@ from . import records
 METER = "{desc}: {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} in {elapsed}{postfix}"
 UNKNOWN = 10.0  # seconds that a unit is taken to need of which nothing is on record
 READ_ONLY = "SERIES_READ_ONLY"  # the environment's word that nothing may be measured, since others run beside
+CLUSTER = "RAY_ADDRESS"  # the environment's word for where a Ray cluster is, which shares this file system
+TRIES = 3  # of a unit whose node or process dies there
 _bar: tqdm | None = None  # of the experiment that is running
 
 
@@ -32,14 +40,24 @@ class Experiment:
     """A question, asked unit by unit: a subclass says which units there are, and how one is measured.
 
     A unit is a small dictionary, as {"task": "sst2", "model": "student", "seed": 0}; what has a record with the present
-    settings is not measured again. `name`: of the experiment, in records.
+    settings is not measured again. `name`: of the experiment, in records. `spreads`: its units time nothing, and may be
+    measured on the nodes of a cluster.
     """
 
     name: str
+    spreads = False
 
     def __init__(self, profile: Profile, space: records.Workspace, fresh: bool = False):
         """With `fresh`, what has a record, or is on disk already, is made again."""
         self.profile, self.space, self.fresh = profile, space, fresh
+
+    def __new__(cls, *given, **named):
+        made = super().__new__(cls)
+        made.arguments = given, named
+        return made
+
+    def __reduce__(self):  # it travels to other machines as what it was made of, without the models that it holds
+        return functools.partial(type(self), **self.arguments[1]), self.arguments[0]
 
     @property
     def units(self) -> list[dict]:
@@ -119,15 +137,22 @@ class Experiment:
         """
         global _bar
         units = self.ready if units is None else units
-        found, failures, measured_now = [], [], 0
+        found, failures = [], []
         bar = {"bar_format": METER, "file": sys.stdout, "miniters": 0}  # 0: `report` shows within a unit, too
         with tqdm(total=len(units), desc=self.name, **bar) as _bar:
+            spread = self.spreads and CLUSTER in os.environ and READ_ONLY not in os.environ
+            todo = self.unmeasured(units) if spread else []
+            elsewhere = on_cluster(self, todo, _bar.set_postfix_str) if todo else {}
+            measured_now = sum(why is None for why in elsewhere.values())
             for unit in units:
                 name = records.slug(unit)
                 _bar.set_postfix_str(name)
                 try:
+                    if elsewhere.get(name):
+                        raise RuntimeError(elsewhere[name])
                     settings = self.settings(unit)
-                    record = None if self.fresh else self.space.find(self.name, unit, settings)
+                    again = self.fresh and name not in elsewhere
+                    record = None if again else self.space.find(self.name, unit, settings)
                     if not record:
                         if os.environ.get(READ_ONLY):
                             raise UnmeasuredError(name)
@@ -158,6 +183,72 @@ def report(where: str) -> None:
         unit = (_bar.postfix or "").partition(":")[0]
         _bar.set_postfix_str(f"{unit}: {where}", refresh=False)
         _bar.update(0)
+
+
+def check_cluster(address: str) -> None:
+    """See that Ray is installed, and something answers at the address; InputError if not."""
+    if importlib.util.find_spec("ray") is None:
+        raise InputError("a cluster needs Ray: pip install -e '.[ray]'")
+    host, _, port = address.rpartition(":")
+    try:  # Ray itself would try for minutes
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError):
+        what = "expected HOST:PORT of one that `ray start --head` has started"
+        raise InputError(f"no Ray cluster answers at {address!r}: {what}") from None
+
+
+def on_cluster(experiment: Experiment, units: list[dict], say: Callable[[str], None]) -> dict[str, str | None]:
+    """Measure units, each as soon as what it builds on is there: by slug, why one failed, or None. `say`: what is done.
+
+    A task asks for a GPU if the profile runs on one, else for as many cores as it has threads. InputError if no node
+    of the cluster has as much.
+    """
+    check_cluster(os.environ[CLUSTER])
+    import ray
+
+    if not ray.is_initialized():
+        environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+        ray.init(runtime_env=environment, log_to_driver=False, logging_level=logging.CRITICAL)
+    profile = experiment.profile
+    gpu = getattr(experiment, "device", None) and experiment.device.type == "cuda"
+    wants = {"num_cpus": 1, "num_gpus": 1} if gpu else {"num_cpus": profile.threads or 1}
+    has = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(one.get("CPU", 0) >= wants["num_cpus"] and one.get("GPU", 0) >= wants.get("num_gpus", 0) for one in has):
+        most = {kind: max(one.get(kind, 0) for one in has) for kind in ("CPU", "GPU")}
+        raise InputError(f"no node of the cluster has what a unit asks for, {wants}: the largest has {most}")
+    task = ray.remote(max_retries=TRIES, **wants)(_measured)
+    waiting, running, ended = list(units), {}, {}
+    while waiting or running:
+        for unit in list(waiting):
+            try:
+                settings = experiment.settings(unit)
+            except InputError as error:  # it builds on what isn't there: yet, or since that failed
+                if running:
+                    continue
+                ended[records.slug(unit)] = str(error)
+            else:
+                running[task.remote(experiment, unit)] = unit, settings
+            waiting.remove(unit)
+        for one in ray.wait(list(running))[0] if running else ():
+            (unit, settings), why = running.pop(one), None
+            try:
+                *came, theirs = ray.get(one)
+                if theirs != settings:
+                    differ = ", ".join(key for key in settings if theirs.get(key) != settings[key])
+                    raise InputError(f"a node disagrees on {differ}: name it in the profile or with --set")
+                experiment.space.write(experiment.name, unit, settings, *came)
+            except Exception as error:  # the unit's own, or Ray's of a task that died too often
+                why = str(getattr(error, "cause", None) or error).strip()
+            ended[records.slug(unit)] = why
+            say(f"{len(ended)} of {len(units)} came from the cluster")
+    return ended
+
+
+def _measured(experiment: Experiment, unit: dict) -> tuple[records.Measurement, dict, dict]:
+    """On a node: the unit's numbers, what they were measured with, and its settings as they are there."""
+    started, settings = datetime.now(UTC), experiment.settings(unit)
+    measured = experiment.measure(unit)
+    return measured, records.provenance(started, measured.data, measured.models), settings
 
 
 def _place(error: Exception) -> str:

@@ -20,10 +20,10 @@ T, R = TypeVar("T"), TypeVar("R")
 Timer = Callable[[Callable[[], object]], float]  # the seconds that a call takes
 
 
-class Ratio(NamedTuple):
-    """Median of what was timed or of its paired ratios, with its 95% bootstrap interval."""
+class Interval(NamedTuple):
+    """A number, as the median of paired ratios of time, with its 95% bootstrap interval."""
 
-    median: float
+    value: float
     low: float
     high: float
 
@@ -118,7 +118,7 @@ def latencies(taken: Sequence[float]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()} | {"runs": float(len(times))}
 
 
-def middle(values: Sequence[float], replicates: int = 2000) -> Ratio:
+def middle(values: Sequence[float], replicates: int = 2000) -> Interval:
     """Median of values that were taken one after the other, and its 95% bootstrap interval."""
     drawn, rounds = np.asarray(values), len(values)
     # Neighbours are alike (the machine drifts), so stretches of rounds are drawn, about ten of them.
@@ -126,10 +126,10 @@ def middle(values: Sequence[float], replicates: int = 2000) -> Ratio:
     starts = np.random.default_rng(0).integers(rounds - stretch + 1, size=(replicates, -(-rounds // stretch)))
     again = drawn[(starts[..., None] + np.arange(stretch)).reshape(replicates, -1)[:, :rounds]]
     low, high = np.quantile(np.median(again, axis=1), [0.025, 0.975])
-    return Ratio(float(np.median(drawn)), float(low), float(high))
+    return Interval(float(np.median(drawn)), float(low), float(high))
 
 
-def ratio(slow: Sequence[float], fast: Sequence[float]) -> Ratio:
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> Interval:
     """Ratio of seconds, paired by round: how many times as fast `fast` is. Rounds that only one has are left out."""
     rounds = min(len(slow), len(fast))
     return middle(np.asarray(slow[:rounds]) / np.asarray(fast[:rounds]))

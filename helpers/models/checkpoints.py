@@ -198,13 +198,6 @@ def new_bert(shape: "Architecture", tokenizer: PreTrainedTokenizerBase, seed: in
 
 
 @torch.no_grad()
-def share_token_types(model: BertForMaskedLM) -> None:
-    """Give a pair's second text the token-type vector of the first, for a BERT that has only ever read single texts."""
-    types = model.bert.embeddings.token_type_embeddings.weight
-    types[1] = types[0]  # its own is still what was drawn at random, and would be noise on half of every pair
-
-
-@torch.no_grad()
 def start_head(model: PreTrainedModel, counts: np.ndarray) -> None:
     """Give an untrained BERT masked-LM head a good start: pass hidden states on, and guess by word frequency.
 
@@ -251,18 +244,37 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+TOKENIZER = ("tokenizer*", "vocab.txt", "special_tokens_map.json")  # the files of one
+
+
+@contextlib.contextmanager
+def written(folder: Path, tokenizer_from: Path | None = None) -> Iterator[Path]:
+    """A new folder to write a model into, which then takes `folder`'s place: whole or not at all.
+
+    With the tokenizer of another folder, if one is named. InputError, in a line, if it cannot be made.
+    """
+    building = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")  # by whose name it is found if that is killed
+    try:
+        building.mkdir(parents=True, exist_ok=True)
+        yield building
+        for path in (p for pattern in TOKENIZER for p in tokenizer_from.glob(pattern)) if tokenizer_from else ():
+            shutil.copy(path, building)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(building, folder)
+    except InputError:
+        raise
+    except Exception as error:  # a full disk; safetensors, exporters and their kin have classes of their own
+        raise InputError(f"{folder.name} could not be made: {reason(error)}") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save a checkpoint whole or not at all, for `from_pretrained` to load; InputError if it cannot be written."""
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    try:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        (temporary / SAVED).write_text(file_hash(temporary), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
-    except Exception as error:  # safetensors has its own error for a full disk
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise InputError(f"cannot save the checkpoint {folder}: {error}") from error
+    with written(folder) as building:
+        model.save_pretrained(building)
+        tokenizer.save_pretrained(building)
+        (building / SAVED).write_text(file_hash(building), encoding="utf-8")
 
 
 def file_hash(folder: Path) -> str:

@@ -4,6 +4,7 @@ A teacher is any BERT or DistilBERT encoder; a student is always a DistilBERT, s
 Source: Sanh, Debut, Chaumond, Wolf (2019), DistilBERT, section 3; where the paper is silent, the authors' code.
 """
 
+import functools
 import math
 import time
 from collections import Counter
@@ -21,7 +22,7 @@ from .. import InputError
 from ..data import encoding
 from ..profiles import Distillation, Training
 from . import checkpoints
-from .training import InParts, last_checkpoint, run
+from .training import PROCESSES, InParts, last_checkpoint, run
 
 # Where a BERT layer's and head's parameters live in a DistilBERT.
 LAYER = "distilbert.transformer.layer.{}."
@@ -196,8 +197,8 @@ def heldout_losses(
 class DistillationTrainer(InParts):
     """Minimises the weighted sum of the three terms; without a teacher, the masked-LM loss alone.
 
-    Each term is averaged over its own tokens of the whole accumulation window, so how a step's blocks are split into
-    batches changes no gradient.
+    Each term is averaged over its own tokens of the whole accumulation window, of all processes that train together, so
+    how a step's blocks are split into batches, and these among processes, changes no gradient.
     """
 
     def __init__(
@@ -226,10 +227,12 @@ class DistillationTrainer(InParts):
         elif student.config.vocab_size != teacher.config.vocab_size:
             sizes = f"{student.config.vocab_size} words against the teacher's {teacher.config.vocab_size}"
             raise InputError(f"the student predicts {sizes}: the distillation loss needs one vocabulary")
+        if stage.batch_size % PROCESSES:
+            raise InputError(f"batches of {stage.batch_size} for {PROCESSES} processes: expected a multiple of these")
         super().__init__(
             *(student, folder, precision, blocks.masking.seed, stage.steps, blocks, heldout),
             save_minutes=stage.save_minutes,
-            per_device_train_batch_size=stage.batch_size,
+            per_device_train_batch_size=stage.batch_size // PROCESSES,
             gradient_accumulation_steps=stage.accumulation,
             learning_rate=stage.learning_rate,
             warmup_steps=math.ceil(stage.warmup * stage.steps),
@@ -242,6 +245,8 @@ class DistillationTrainer(InParts):
         )
         # Tells Trainer that the loss comes averaged over the accumulation window: it must not divide it once more.
         self.compute_loss_func = self.compute_loss
+        if torch.distributed.is_initialized():  # who shares gradients with others is asked by its `forward` alone
+            student.forward = functools.partial(checkpoints.predict, student)
 
     def train(self, *given, **named):
         """Trainer's, with nothing left of a run that was broken off."""
@@ -258,8 +263,15 @@ class DistillationTrainer(InParts):
         if self.started is None:
             self.started = time.perf_counter()
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.counts = token_counts(batches, self.positions)
+        self.counts = self._all(token_counts(batches, self.positions))
         return batches, items
+
+    def _all(self, own: dict[str, float]) -> dict[str, float]:
+        """Of numbers that each process has, the sums over all of them."""
+        if PROCESSES == 1:
+            return own
+        numbers = torch.tensor(list(own.values()), dtype=torch.float64, device=self.args.device)
+        return dict(zip(own, self.accelerator.reduce(numbers, "sum").tolist(), strict=True))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The weighted sum of the terms, averaged over the window."""
@@ -269,14 +281,14 @@ class DistillationTrainer(InParts):
         loss = sum(self.weights[name] * mean for name, mean in means.items())
         seen = {"loss": loss} | means | {"tokens": inputs["attention_mask"].sum()}
         self.sums.update({name: value.detach() for name, value in seen.items()})
-        return loss
+        return loss * PROCESSES  # whose gradients are averaged
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's, with each term, tokens and seconds since the last line."""
         if "loss" in logs:
             steps = self.args.logging_steps if self.logged is None else self.state.global_step - self.logged
             self.logged = self.state.global_step
-            sums, self.sums = {name: value.item() for name, value in self.sums.items()}, Counter()
+            sums, self.sums = self._all({name: value.item() for name, value in self.sums.items()}), Counter()
             logs |= {name: total if name == "tokens" else total / steps for name, total in sums.items()}
             logs["seconds"] = time.perf_counter() - self.started
             logs |= {"batch_parts": self.parts} if self.parts > 1 else {}

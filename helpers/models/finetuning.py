@@ -2,7 +2,6 @@
 
 import gc
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from transformers import PreTrainedModel
 
 from .. import InputError
 from ..data import encoding
+from ..measure import metrics
 from ..profiles import Recipe
 from . import checkpoints, training
 from .distillation import distillation_loss
@@ -47,15 +47,6 @@ def guided_loss(outputs, batch: dict[str, Tensor], temperature: float) -> Tensor
     return sum(distillation_loss(*pair, temperature) / len(pair[0]) for pair in pairs) / len(pairs)
 
 
-def check_labels(classes: int, labels: Sequence) -> None:
-    """See that labels are classes 0 to `classes` - 1 or, where there is but one, numbers; InputError with the row."""
-    for row, label in enumerate(labels):
-        right = np.isfinite(label) if classes == 1 else label in range(classes)
-        if not right:
-            expected = "a number" if classes == 1 else f"0 to {classes - 1}"
-            raise InputError(f"row {row}: label {label}, expected {expected}")
-
-
 class FineTuner(InParts):
     """Trainer on ready-made batches; where the examples carry a teacher's logits, half of the loss comes from them."""
 
@@ -77,7 +68,8 @@ class FineTuner(InParts):
         """
         if getattr(model, "hf_quantizer", None) or checkpoints.quantized_layers(model):
             raise InputError(f"this {type(model).__name__} is quantized: fine-tune the one that it was made from")
-        check_labels(model.config.num_labels, [example["labels"] for example in examples if "labels" in example])
+        labels = [example["labels"] for example in examples if "labels" in example]
+        metrics.check_labels("to learn from", labels, model.config.num_labels)
         lengths = [len(example["input_ids"]) for example in examples]
         self.rows = encoding.batches(lengths, recipe.batch_size, recipe.epochs, seed, grouped=not pad_to)
         self.padding, self.temperature = encoding.Padding(pad_id, pad_to), temperature

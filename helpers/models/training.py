@@ -4,6 +4,7 @@ import contextlib
 import gc
 import json
 import math
+import os
 import shutil
 import time
 import zipfile
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import safetensors
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -19,6 +21,15 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from .. import InputError
 from ..measure import sweep
 from . import checkpoints
+
+# How many processes train together, started by `accelerate launch`, and whether this is the one that writes.
+PROCESSES, LEADS = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0)) == 0
+
+
+def together() -> None:
+    """Wait until all processes are here."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 class InParts(Trainer):
@@ -47,6 +58,7 @@ class InParts(Trainer):
             save_strategy="no",  # saved by the clock, see Watch
             save_total_limit=2,
             disable_tqdm=True,
+            ddp_find_unused_parameters=False,
             dataloader_pin_memory=model.device.type == "cuda",
             **own,
         )
@@ -80,8 +92,9 @@ def run(trainer: InParts) -> Path | None:
             return last
         except torch.cuda.OutOfMemoryError as error:
             said = str(error).partition(". ")[0]  # without the allocator's advice
-        if trainer.parts >= trainer.args.train_batch_size:
-            raise InputError(f"{said}, with one row at a time: free the GPU's memory")
+        if PROCESSES > 1 or trainer.parts >= trainer.args.train_batch_size:
+            advice = "take smaller batches" if PROCESSES > 1 else "with one row at a time: free the GPU's memory"
+            raise InputError(f"{said}, {advice}")
         trainer.parts *= 2
         sweep.report(f"out of memory: batches go through in {trainer.parts} parts")
         trainer.optimizer = trainer.lr_scheduler = None
@@ -98,10 +111,12 @@ def unfinished(folder: Path, fresh: bool) -> Iterator[Path]:
     With `fresh`, it is not resumed.
     """
     place = folder.with_name(f"{folder.name}.training")
-    if fresh:
+    if fresh and LEADS:
         shutil.rmtree(place, ignore_errors=True)
+    together()
     yield place
-    shutil.rmtree(place, ignore_errors=True)
+    if LEADS:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 class Watch(TrainerCallback):
@@ -117,7 +132,8 @@ class Watch(TrainerCallback):
             where = f"the loss became {loss} by step {state.global_step}"
             raise InputError(f"{where}: lower learning_rate ({args.learning_rate}) or clip, or use fp32")
         sweep.report(f"step {state.global_step} of {state.max_steps}, loss {loss:.3f}")
-        if time.monotonic() - self.saved > 60 * self.save_minutes:
+        late = broadcast_object_list([time.monotonic() - self.saved > 60 * self.save_minutes])  # by one clock for all
+        if late[0]:
             self.saved, control.should_save = time.monotonic(), True
 
 
@@ -128,7 +144,7 @@ class Keep(TrainerCallback):
         self.folders, self.tokenizer = folders, tokenizer
 
     def on_step_end(self, args, state, control, model=None, **_):
-        if (folder := self.folders.get(state.global_step)) and not folder.is_dir():
+        if LEADS and (folder := self.folders.get(state.global_step)) and not folder.is_dir():
             checkpoints.save(model, self.tokenizer, folder)
 
 
@@ -143,5 +159,6 @@ def last_checkpoint(folder: Path) -> Path | None:
                 return path
         except (OSError, ValueError, zipfile.BadZipFile, safetensors.SafetensorError):
             pass
-        shutil.rmtree(path)  # cut off, or damaged: the one before it will do
+        if LEADS:
+            shutil.rmtree(path)  # cut off, or damaged: the one before it will do
     return None

@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 from .. import InputError
-from ..compression.variants import BASE, SUBJECTS, TASK
+from ..compression.variants import BASE, SUBJECTS, TASK, subject
 from ..measure import metrics
 from ..measure.records import Evidence, of, slug, unpack
-from . import comparison, language, tables, tradeoffs
-from .comparison import MACRO, WITHOUT_WNLI, Comparison, subject
+from . import comparison, language, tables
+from .comparison import MACRO, WITHOUT_WNLI, Comparison
 from .language import BENCHMARK as WIKI
 from .tables import MODELS, printed, ratio
 
@@ -66,7 +66,7 @@ def the(found: Sequence[dict], **unit) -> dict:
 
 def judged_by(found: Sequence[dict]) -> str:
     """Whom a claim about DistilBERT is judged by, of these records; raises `Missing`."""
-    if name := subject(found):
+    if name := subject({record["unit"].get("model") for record in found}):
         return name
     raise Missing
 
@@ -156,11 +156,10 @@ def exported(evidence: Evidence) -> Finding:
     found = of(evidence("edge"), head="masked_lm", threads=1)
     used = [the(found, variant=name, format=kind) for kind in ("ort", "onnx") for name in (EIGHT, BASE)]
     left = 100 * used[0]["metrics"]["size_mb"] / used[1]["metrics"]["size_mb"]
-    ours = tradeoffs.exported_shares(found, "masked_lm", 1).loc[EIGHT]
-    paper = tradeoffs.published_on_android().loc["int8"]
-    size = counted("size, vocabulary stored twice, left (%)", 100 * float(paper["size"]), 100, left)
-    ends = [100 * ours["latency"], *sorted(100 * ours[f"latency{end}"] for end in ("_low", "_high"))]
-    return Finding([size, Part("latency of one row, left (%)", 100 * float(paper["latency"]), 100, *ends, TIMED)], used)
+    size, latency = (100 * ratio(EDGE, "android", one, "int8", "baseline") for one in ("model_size", "latency_p50"))
+    ends = [100 / used[2]["metrics"][f"{AS_FAST}{end}"] for end in ("", "_high", "_low")]
+    parts = [counted("size, vocabulary stored twice, left (%)", size, 100, left)]
+    return Finding([*parts, Part("latency of one row, left (%)", latency, 100, *ends, TIMED)], used)
 
 
 def throughput(evidence: Evidence) -> Finding:
@@ -311,7 +310,7 @@ def ablated(evidence: Evidence, *names: str) -> tuple[Comparison, str]:
 
 def changed(evidence: Evidence, stage: str) -> Finding:
     """How far a stage of DistilBERT is from it as pretrained, in masked-LM loss on WikiText-2."""
-    found = of(language.grid(evidence("perplexity")), text="wikitext")
+    found = of(evidence("perplexity"), text="wikitext", mistake=None)
     name = judged_by(found)
     made, tuned = language.change(found, name, "wikitext", stage), of(found, model=name, stage=stage)
     if made is None:

@@ -7,7 +7,6 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from ..compression import variants
 from ..measure import metrics
 from ..measure.records import unpack
 from . import tables
@@ -17,11 +16,6 @@ MACRO, WITHOUT_WNLI = "mean of all tasks", "… without WNLI"
 KEPT = "of the teacher's (%)"
 SURE = 0.05  # p-values below this are called clear
 Runs = dict[str, np.ndarray]  # what is kept of each row, [seeds, rows], by model
-
-
-def subject(found: Sequence[dict]) -> str | None:
-    """Whom a claim about DistilBERT is judged by: the released one where it has records, else our student."""
-    return variants.subject({record["unit"].get("model") for record in found})
 
 
 class Comparison:
@@ -65,14 +59,6 @@ class Comparison:
         """By how much the model is ahead of another, with a 95% bootstrap interval."""
         between = metrics.interval(self.drawn(task, model) - self.drawn(task, other))
         return self.score(task, model) - self.score(task, other), *between
-
-    def gap(self, task: str, one: str, other: str) -> tuple[float, float]:
-        """By how much `one` is ahead of `other`, and the p-value that they are equally good (permutation test)."""
-        found = [*self.cells[task, one], *self.cells[task, other]]
-        runs, truth = runs_of(found), unpack(found[0]["details"]["references"])
-        score, rounds = partial(metrics.quick_score, task), 2 * self.replicates
-        p = metrics.permutation_test(runs[one], runs[other], truth, score, rounds)
-        return self.score(task, one) - self.score(task, other), p
 
     def drawn(self, task: str, model: str) -> np.ndarray:
         """Bootstrap replicates of the median score over seeds, [replicates]; of all models over the same rows."""

@@ -23,11 +23,6 @@ BENCHMARK = "wikitext-gsm8k-benchmark"
 BENCHMARK_STAGES = {"base": "base", "int8": "8-bit", "wikitext": "fine-tuned on wikitext"}
 
 
-def grid(found: Sequence[dict]) -> list[dict]:
-    """The records of models and stages, scored rightly."""
-    return [record for record in found if "mistake" not in record["unit"]]
-
-
 class Change(NamedTuple):
     """A change of the masked-LM loss in nats: its mean and 95% interval, and its own spread (None where n is 1)."""
 
@@ -35,14 +30,6 @@ class Change(NamedTuple):
     low: float
     high: float
     spread: float | None
-
-    @property
-    def clear(self) -> bool:
-        """Whether the interval lies on one side of zero."""
-        return self.low > 0 or self.high < 0
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
 
 
 def change(found: Sequence[dict], model: str, text: str, stage: str) -> Change | None:

@@ -152,24 +152,16 @@ def cell(values: pd.Series, column: Column) -> str:
     return text if len(values) < 2 or scaled.std() == 0 else f"{text} ± {column.form.format(scaled.std())}"
 
 
-class Shown:
-    """A table with its caption, as Markdown: one that is larger than `ROWS` × `WIDE` is folded, its `part` above it."""
-
-    def __init__(self, table: pd.DataFrame, caption: str, part: pd.DataFrame | None = None):
-        self.table, self.part, self.caption = table.reset_index(), part, caption.strip()
-
-    def _repr_markdown_(self) -> str:
-        if self.table.empty:
-            return MISSING
-        (rows, columns), whole, said = self.table.shape, markdown(self.table), f"*{self.caption}*"
-        if rows <= ROWS and columns <= WIDE:
-            return f"{whole}\n\n{said}"
-        part = "" if self.part is None else markdown(self.part.reset_index()) + "\n\n"
-        folded = f"<details><summary>The whole table: {rows} × {columns}</summary>\n\n{whole}\n\n</details>"
-        return f"{part}{said}\n\n{folded}"
-
-    def __repr__(self) -> str:
-        return f"{self.caption}\n{self.table.to_string(index=False)}"
+def folded(table: pd.DataFrame, caption: str, part: pd.DataFrame | None = None) -> str:
+    """A table with its caption in Markdown: one that is larger than `ROWS` × `WIDE` is folded, its `part` above it."""
+    if table.empty:
+        return MISSING
+    (rows, columns), whole, said = table.shape, markdown(table), f"*{caption.strip()}*"
+    if rows <= ROWS and columns <= WIDE:
+        return f"{whole}\n\n{said}"
+    above = "" if part is None else markdown(part.reset_index()) + "\n\n"
+    fold = f"<details><summary>The whole table: {rows} × {columns}</summary>\n\n{whole}\n\n</details>"
+    return f"{above}{said}\n\n{fold}"
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -187,19 +179,19 @@ def _plain(cell: str) -> str:
 
 def show(
     space: records.Workspace, name: str, table: pd.DataFrame, caption: str, part: pd.DataFrame | None = None
-) -> Shown:
+) -> Markdown:
     """Keep a table as results/<profile>/tables/<name>.csv and .md, and return it for display.
 
     `name` begins with the notebook's number; the caption says what is to be seen, on what it was measured, and n.
     `part`: what of a large table the page shows. An empty table is not kept, and shown as what is missing.
     """
-    shown = Shown(table, caption, part)
-    if table.empty:
-        return shown
-    plain = shown.table.map(lambda value: value.strip("*") if isinstance(value, str) else value)
-    records.write_whole(space.tables / f"{name}.csv", plain.to_csv(index=False))
-    records.write_whole(space.tables / f"{name}.md", shown._repr_markdown_() + "\n")
-    return shown
+    plain = table.reset_index()
+    text = folded(plain, caption, part)
+    if not table.empty:
+        bare = plain.map(lambda value: value.strip("*") if isinstance(value, str) else value)
+        records.write_whole(space.tables / f"{name}.csv", bare.to_csv(index=False))
+        records.write_whole(space.tables / f"{name}.md", text + "\n")
+    return Markdown(text)
 
 
 def say(*findings: str | tuple[Any, str]) -> Markdown:

@@ -185,26 +185,3 @@ def in_words(found: Sequence[dict], task: str, model: str) -> str:
     other = f"- Clearly apart in score from the whole model, trained as long (Holm, {len(rest)} comparisons)"
     says.append(f"{other}: {listed or 'none'}.")
     return "\n".join(says)
-
-
-# --- exported for a phone, of notebook 09
-
-
-def exported_shares(found: Sequence[dict], head: str, threads: int) -> pd.DataFrame:
-    """Shares of the whole fp32 model in ONNX format: a row a variant; `latency` in one run, with ends, and `size`."""
-    own = {r["unit"]["variant"]: r["metrics"] for r in records.of(found, head=head, threads=threads, format="onnx")}
-    rows = {}
-    for name, scores in own.items() if BASE in own else ():
-        slow, low, high = (1 / scores[f"latency_times_as_fast{end}"] for end in ("", "_high", "_low"))
-        size = scores["size_mb"] / own[BASE]["size_mb"]
-        rows[name] = {"latency": slow, "latency_low": low, "latency_high": high, "size": size}
-    return pd.DataFrame(rows).T
-
-
-def published_on_android() -> pd.DataFrame:
-    """The table that was measured on Android's emulator: a row a variant, MB and milliseconds, and as shares."""
-    numbers = tables.published("reproducibility-extension-challenge", "android")
-    made = numbers.pivot_table(index="model", columns="metric", values="value", aggfunc="first", sort=False)
-    made = made.astype(float).assign(size_mb=lambda own: own.model_size * 2**20 / 1e6)  # printed in MiB
-    whole = made.loc["baseline"]
-    return made.assign(latency=made.latency_p50 / whole.latency_p50, size=made.size_mb / whole.size_mb)

@@ -74,7 +74,8 @@ def test_every_cell_has_its_record(graded):
         again = glue.GlueMetric(task).compute(predictions=guesses, references=truth)
         for name, value in again.items():
             assert record["metrics"][name] == pytest.approx(value, abs=1e-9)
-        assert record["metrics"]["score"] == pytest.approx(metrics.task_score(task, record["metrics"]))
+        own = [record["metrics"][name] for name in metrics.GLUE[task].metrics]
+        assert record["metrics"]["score"] == pytest.approx(np.mean(own))
         assert ("accuracy_mismatched" in record["metrics"]) == (task == "mnli")
         capped = {split: text for d in record["provenance"]["data"] for split, text in d["capped"].items()}
         assert capped["train"].startswith("24 of 1,") and len(guesses) == 20

@@ -129,7 +129,7 @@ def test_the_right_way_among_the_mistakes_is_the_masked_lm_loss(teacher, tokeniz
 
 def test_mistakes_are_made_on_every_stage_and_the_head_on_the_first(stages, page):
     left = {"head left as initialised": of_notebook(stages.tokenizer)["fresh_head"]}
-    *_, mistakes = page("05_perplexity", "padded_losses", "raw_rows", "mistaken", "Mistakes")
+    *_, mistakes = page("05_perplexity", "Trial", "padded_losses", "raw_rows", "mistaken", "Mistakes")
     trial = mistakes(stages, of_notebook(stages.tokenizer)["ways"], left)
     tried = [stages.first[name] for name in ("base", "int8", "wikitext") if name in stages.first]
     assert len(trial.units) == (7 * len(tried) + 1) * 2
@@ -143,7 +143,7 @@ def test_mistakes_are_made_on_every_stage_and_the_head_on_the_first(stages, page
 
 
 def test_the_same_masks_leave_less_noise_in_a_difference(stages, monkeypatch, page):
-    _, redrawn = page("05_perplexity", "by_draw", "Redrawn")
+    *_, redrawn = page("05_perplexity", "Trial", "by_draw", "Redrawn")
     base = stages.load({"model": "student", "stage": "base"})
     monkeypatch.setattr(stages, "load", lambda unit: base)
     (unit,) = redrawn(stages).units
@@ -155,7 +155,7 @@ def test_the_same_masks_leave_less_noise_in_a_difference(stages, monkeypatch, pa
 
 
 def test_reading_and_scoring_are_timed_on_the_same_input(stages, page):
-    used = "every_stage", "in_turn", "speeds", "one_token_at_a_time", "loop_and_together"
+    used = "Trial", "every_stage", "in_turn", "speeds", "one_token_at_a_time", "loop_and_together", "draw_sentences"
     *_, throughput, scoring = page("05_perplexity", *used, "Throughput", "Scoring")
     (read,), (scored,) = throughput(stages).run(), scoring(stages).run()
     names = {name for name in stages.first if name != "gsm8k"} | ({"half"} if stages.precision != "fp32" else set())

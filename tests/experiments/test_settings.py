@@ -14,8 +14,8 @@ from helpers.measure import records
 def settings_of(profile: profiles.Profile, space: records.Workspace, units: dict[str, list[dict]], page):
     """A function of a record's experiment and unit: the settings that the code gives it today."""
     stages, pretrained = perplexity.Stages(profile, space), pretraining.Pretraining(profile, space)
-    names = "every_stage", "Mistakes", "Redrawn", "Throughput", "Scoring"
-    _, mistakes, redrawn, throughput, scoring = page("05_perplexity", *names)
+    names = "Trial", "every_stage", "Mistakes", "Redrawn", "Throughput", "Scoring"
+    *_, mistakes, redrawn, throughput, scoring = page("05_perplexity", *names)
     own = {
         "distillation": pretrained,
         "speed": speed.Speed(profile, space),
@@ -125,8 +125,8 @@ def test_another_processor_of_the_same_name_is_another_setting_a6(monkeypatch, t
     stages = perplexity.Stages(profile, space)
     experiment = {
         "padding": lambda: page("02_glue", "PaddingTrial")[0](profile, space),
-        "throughput": lambda: page("05_perplexity", "every_stage", "Throughput")[1](stages),
-        "scoring": lambda: page("05_perplexity", "Scoring")[0](stages),
+        "throughput": lambda: page("05_perplexity", "Trial", "every_stage", "Throughput")[-1](stages),
+        "scoring": lambda: page("05_perplexity", "Trial", "Scoring")[-1](stages),
         "edge": lambda: edge.Deployed(profile, space),
         "fullsize": lambda: page("06_quantization", "FullSize")[0](profile, space),
         "speed": lambda: speed.Speed(profile, space),

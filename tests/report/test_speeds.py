@@ -5,7 +5,7 @@ import pytest
 
 from helpers.measure import timing
 from helpers.measure.records import pack
-from helpers.report import tables, tradeoffs
+from helpers.report import tables
 
 TRUTH = np.array([0, 1] * 50)
 BOTH = "BERT", "DistilBERT"
@@ -137,8 +137,8 @@ def test_tables_follow_the_records(found, page):
 
 
 def test_shares_and_gains(found, page):
-    gains_table, mobile_format = page("09_edge", "gains_table", "mobile_format")
-    shares = tradeoffs.exported_shares(found, "sst2", 1)
+    gains_table, mobile_format, exported_shares = page("09_edge", "gains_table", "mobile_format", "exported_shares")
+    shares = exported_shares(found, "sst2", 1)
     assert shares.loc["taylor_50_int8", ["latency", "size"]].tolist() == [0.25, 0.25]
     assert shares.loc["taylor_50_int8", "latency_low"] < 0.25 < shares.loc["taylor_50_int8", "latency_high"]
     (gained,) = gains_table(found, "sst2", 1).to_dict("records")
@@ -146,11 +146,12 @@ def test_shares_and_gains(found, page):
     (started,) = mobile_format(found, 1).to_dict("records")
     assert started == {"models": "2", "loading (%)": "50", "cold start (%)": "80"}
     assert gains_table(found[2:], "sst2", 1).empty and mobile_format([], 1).empty
-    assert tradeoffs.exported_shares([], "sst2", 1).empty
+    assert exported_shares([], "sst2", 1).empty
 
 
-def test_the_published_table_is_read_as_shares():
-    printed = tradeoffs.published_on_android()
+def test_the_published_table_is_read_as_shares(page):
+    (published_on_android,) = page("09_edge", "published_on_android")
+    printed = published_on_android()
     assert printed.latency["int8"] == pytest.approx(51.05 / 163.64) and printed.latency["pruned"] > 0.99
     assert printed.size_mb["baseline"] == pytest.approx(345.06 * 1.048576)
     twice = 4e-6 * (66_985_530 + 30_522 * 768)  # DistilBERT's parameters, and the vocabulary's matrix once more

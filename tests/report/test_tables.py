@@ -32,8 +32,7 @@ def test_a_note_names_both_ways_in_which_a_data_set_is_used():
 def test_text_of_a_data_set_stays_text_f10():
     """F10: `<img onerror=…>` and `<iframe>` of a review stayed in the page; a newline ended the table."""
     review = "<img src=x onerror=alert(1)> it cost $5,\nor $6 | <br />more < 3 <script>x</script>"
-    shown = tables.Shown(pd.DataFrame({"text": [review], "p": ["< 0.0001"]}).set_index("text"), "A caption.")
-    markdown = shown._repr_markdown_()
+    markdown = tables.folded(pd.DataFrame({"text": [review], "p": ["< 0.0001"]}), "A caption.")
     assert len(markdown.split("\n\n")[0].splitlines()) == 3 and "< 0.0001" in markdown
     page = BeautifulSoup(MarkdownWithMath(renderer=IPythonRenderer(escape=False)).render(markdown), "html.parser")
     assert not page.select("img, br, script, iframe, math") and page.td.get_text() == " ".join(review.splitlines())
@@ -42,15 +41,15 @@ def test_text_of_a_data_set_stays_text_f10():
 def test_a_large_table_is_folded_below_the_part_that_a_page_shows():
     """Ten rows and six columns are what a person reads; the rest is there to be opened, and as CSV."""
     small = pd.DataFrame({"b": range(10)}, index=pd.Index(range(10), name="a"))
-    assert "<details>" not in tables.Shown(small, "Said.")._repr_markdown_()
+    assert "<details>" not in tables.folded(small.reset_index(), "Said.")
     wide = pd.DataFrame({f"c{n}": range(3) for n in range(6)}).rename_axis("a")
     for large in (pd.concat([small, small]), wide):
-        shown, _, folded = tables.Shown(large, "Said.", large.iloc[:2, :2])._repr_markdown_().partition("<details>")
+        shown, _, folded = tables.folded(large.reset_index(), "Said.", large.iloc[:2, :2]).partition("<details>")
         assert len([line for line in shown.splitlines() if line.startswith("|")]) == 4 and "*Said.*" in shown
         page = MarkdownWithMath(renderer=IPythonRenderer(escape=False)).render(f"<details>{folded}")
         whole = BeautifulSoup(page, "html.parser").select_one("details table")
         assert len(whole.select("tbody tr")) == len(large)
-        assert not tables.Shown(large, "Said.")._repr_markdown_().startswith("|"), "nothing above without a part"
+        assert not tables.folded(large.reset_index(), "Said.").startswith("|"), "nothing above without a part"
 
 
 def test_a_finding_is_said_where_its_condition_holds():

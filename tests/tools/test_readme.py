@@ -36,26 +36,12 @@ def test_markers_that_nothing_fills_are_refused(page):
         readme.fill()
 
 
-def test_claims_are_told_as_notebook_10_judged_them(tmp_path, monkeypatch):
-    rows = [
-        "it is small (a2019),holds,a,1",
-        "…,,b,2",
-        "it is fast (b),does not hold,c,3",
-        "it is cheap (b),undecided,d,4",
-    ]
-    (tmp_path / "10_ledger.csv").write_text("\n".join(["claim,verdict,number,ours", *rows]) + "\n")
-    monkeypatch.setattr(readme, "Workspace", lambda *_, **__: SimpleNamespace(tables=tmp_path))
-    made = readme.claims().splitlines()
-    assert made[:2] == ["- **holds** (1): it is small", "- **does not hold** (1): it is fast"]
-    assert made[2].startswith("- 1 undecided. Each with its numbers")
-
-
 def test_answers_are_those_of_the_executed_page(tmp_path, monkeypatch):
     said = nbformat.v4.new_output("display_data", {"text/markdown": "- **Is it?** 3 of 4."})
     cells = [nbformat.v4.new_code_cell("…", id=name, outputs=[said] * (name == "answers")) for name in ("a", "answers")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "10_report.ipynb")
     monkeypatch.setattr(readme, "Workspace", lambda *_, **__: SimpleNamespace(notebooks=tmp_path))
-    assert readme.answers() == "- **Is it?** 3 of 4."
+    assert readme.told("answers") == "- **Is it?** 3 of 4."
 
 
 def test_a_notebooks_answer_has_the_reports_numbers():

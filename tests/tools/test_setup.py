@@ -51,7 +51,7 @@ def test_all_that_is_imported_is_required_and_the_other_way_round():
             imported |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             imported.add(node.module.partition(".")[0])
-    own = sys.stdlib_module_names | {"helpers", "tools", "google"}  # google.colab is there in Colab, or not at all
+    own = sys.stdlib_module_names | {"helpers", "tools", "google", "ray"}  # google.colab is there in Colab; an extra
     distributions = packages_distributions()
     names = {canonicalize_name(distributions.get(module, [module])[0]) for module in imported - own}
     required = set(read_requirements("requirements.txt"))
