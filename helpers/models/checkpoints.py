@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # who loads a model imports this module, too, and that is tim
 
 FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")  # no pickle, no code
 FILES += ("tokenizer*", "vocab.txt", "vocab.json", "merges.txt", "*.model", "special_tokens_map.json")
+TOKENIZER = ("tokenizer*", "vocab.txt", "special_tokens_map.json")  # what of these is the tokenizer's
 SAVED = "weights.sha256"  # the hash of a checkpoint of ours as it was saved, so that damage shows
 WEIGHTS = {"dtype": torch.float32, "use_safetensors": True}
 
@@ -242,9 +243,6 @@ def predict(model: nn.Module, batch: dict[str, Tensor], chosen: Tensor) -> tuple
 def parameters(model: nn.Module) -> int:
     """Number of parameters, tied ones counted once."""
     return sum(p.numel() for p in model.parameters())
-
-
-TOKENIZER = ("tokenizer*", "vocab.txt", "special_tokens_map.json")  # the files of one
 
 
 @contextlib.contextmanager
