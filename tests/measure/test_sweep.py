@@ -1,9 +1,11 @@
 """Experiments: units with a record are not measured again, and what fails or is missing is said."""
 
+import io
 import itertools
 from datetime import UTC, datetime
 
 import pytest
+from tqdm import tqdm
 
 from helpers import InputError, profiles
 from helpers.measure import records, sweep
@@ -117,3 +119,11 @@ def test_a_failed_unit_is_passed_over_and_named(place):
     again = Grid(*place)
     again.run()
     assert again.calls == [1]
+
+
+def test_a_bar_stays_in_its_line_beside_bars_of_others(place, capsys):
+    """A download's bar that nobody has collected yet moved ours: an executed page showed each of its states."""
+    lingering = tqdm(total=7, file=io.StringIO())
+    Grid(*place).run()
+    assert "\x1b" not in capsys.readouterr().out
+    lingering.close()
