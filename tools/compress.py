@@ -1,15 +1,13 @@
 """Make a text classifier of one's own smaller: python -m tools.compress MODEL --data dev.csv [--train train.csv] …"""
 
-import argparse
 import sys
 
-from helpers import InputError
+from . import command
 
 
 def main() -> int:
-    """0 if a model was handed over, 2 if what was given cannot be taken, 1 if something failed on the way."""
-    parser = argparse.ArgumentParser(prog="python -m tools.compress", description=__doc__)
-    parser.error = lambda message: parser.exit(2, f"error: {message}; see --help\n")
+    """The command; its exit code."""
+    parser = command.parser("python -m tools.compress", __doc__)
     parser.add_argument("model", help="Hub id or folder of a text classifier")
     parser.add_argument("--data", required=True, help="rows to measure on: CSV, TSV, JSON lines, parquet, or ID:CONFIG")
     parser.add_argument("--train", help="rows to learn from again; without, nothing is cut or trimmed")
@@ -21,16 +19,14 @@ def main() -> int:
     parser.add_argument("--goal", default="no more than 1 point", help="how much of the score may go")
     parser.add_argument("--threads", type=int, default=1, help="to ask with (1)")
     given = parser.parse_args()
-    from helpers.compression.own import compress  # takes seconds, and --help does not need it
-    from helpers.measure.sweep import SweepError
 
-    try:
+    def work() -> None:
+        from helpers.compression.own import compress  # takes seconds, and --help does not need it
+
         made = compress(**vars(given) | {"to": given.to.split(",")})
-    except (InputError, SweepError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
-    print(f"{made.recommendation}\n{made.folder}: model.onnx, use.py, report.md, report.html")
-    return 0
+        print(f"{made.recommendation}\n{made.folder}: model.onnx, use.py, report.md, report.html")
+
+    return command.exit_code(work)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import sys
 from helpers import InputError, profiles
 from helpers.measure import records
 
-from . import notebooks
+from . import command, notebooks
 
 
 def train(options: argparse.Namespace) -> None:
@@ -53,20 +53,12 @@ def train(options: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """0: all is trained and on record, 1: something failed, 2: what was asked for makes no sense."""
-    parser = argparse.ArgumentParser("tools.distill", description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.error = lambda message: parser.exit(2, f"error: {message}\n")
+    """The command; its exit code."""
+    parser = command.parser("tools.distill", __doc__)
     parser.add_argument("--profile", default="mini", metavar="NAME", help=", ".join(profiles.NAMES))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as run_all.sh takes them")
     options = parser.parse_args()
-    from helpers.measure.sweep import SweepError
-
-    try:
-        train(options)
-    except (InputError, SweepError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
-    return 0
+    return command.exit_code(lambda: train(options))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from helpers.measure import records, sweep
 from helpers.measure.records import Workspace
 from helpers.measure.sweep import READ_ONLY
 
-from . import html, notebooks
+from . import command, html, notebooks
 from .notebooks import Notebook
 
 ADDED_CELLS = {"injected-parameters", "papermill-error-cell-tag"}  # tags of cells that papermill puts in
@@ -260,9 +260,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """The command; exit code 0: all went well, 1: something failed, 2: what was asked for makes no sense."""
-    parser = argparse.ArgumentParser("run_all.sh", description="Run the series headless.", allow_abbrev=False)
-    parser.error = lambda message: parser.exit(2, f"error: {message}\n")
+    """The command; its exit code."""
+    parser = command.parser("run_all.sh", "Run the series headless.")
     add = parser.add_argument
     add("--profile", default="mini", metavar="NAME", help=f"{', '.join(profiles.NAMES)}; the default is mini")
     add("--only", metavar="02,05", help="run these notebooks, by number or name")
@@ -280,15 +279,8 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     sys.stdout.reconfigure(line_buffering=True)  # so that in a log, lines and errors keep their order
-    try:
-        return run(parser.parse_args())
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a folder that cannot be written, a full disk
-        where = f": {error.filename}" if error.filename else ""
-        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
-        return 1
+    options = parser.parse_args()
+    return command.exit_code(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@
 them all, each from a source below; what they take at the size of the real DistilBERT, the pages themselves measure.
 """
 
-import dataclasses
 import functools
 import tempfile
 from collections.abc import Sequence
@@ -234,7 +233,7 @@ class FineTuned(variants.Source):
     def recovery(self) -> Recipe:
         """How a pruned model is trained again: by its task's recipe, for as long as the profile says."""
         own = self.of.profile.pruning.recovery
-        return dataclasses.replace(self.glue.recipe(self.task), epochs=own.epochs, learning_rate=own.learning_rate)
+        return self.glue.recipe(self.task).model_copy(update=own.model_dump())
 
     def path(self, variant: Variant) -> Path:
         unit = self.task | {"model": self.unit["model"], "variant": variant.name}

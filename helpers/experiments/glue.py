@@ -1,6 +1,5 @@
 """Pretrained models, fine-tuned: what notebooks 02 to 04 share; GLUE, the ablation it judges; IMDb."""
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -287,7 +286,7 @@ class Imdb(Downstream):
         return [{"model": name, "length": length, "seed": seed} for seed in imdb.seeds for name, length in pairs]
 
     def recipe(self, unit: dict) -> Recipe:
-        return dataclasses.replace(self.profile.imdb.recipe, length=unit["length"])
+        return self.profile.imdb.recipe.model_copy(update={"length": unit["length"]})
 
     def keeps(self, unit: dict) -> bool:
         imdb = self.profile.imdb

@@ -138,7 +138,8 @@ class Stages(Downstream):
         model = checkpoints.load_masked_lm(self.start(unit["model"]))[0].to(self.device)
         blocks = self.learned(unit).blocks
         steps = -(-own.epochs * len(blocks) // own.batch_size)
-        stage = Training(steps, own.batch_size, 1, own.learning_rate, evaluations=own.epochs)
+        how = {"batch_size": own.batch_size, "accumulation": 1, "learning_rate": own.learning_rate}
+        stage = Training(steps=steps, evaluations=own.epochs, **how)
         masked = encoding.MaskedBlocks(blocks, self.masking(unit["seed"]), own.epochs * len(blocks))
         heldout = self.pretraining.text.heldout(corpus.heldout, corpus.curve_blocks)
         sides = None, self.profile.distillation, stage, masked, heldout, None

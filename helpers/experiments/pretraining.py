@@ -1,6 +1,5 @@
 """The models of notebook 01: the teacher, its students and what they are compared with; trained, kept and measured."""
 
-import dataclasses
 import functools
 import json
 import os
@@ -174,7 +173,7 @@ class Pretraining(Experiment):
         """The model trained through its stages, on the blocks of its text, masked by its seed; and the log of all."""
         spec, model, log = MODELS[unit["model"]], self._start(unit).to(self.device), []
         teacher = None if unit == TEACHER else self.teacher
-        recipe = dataclasses.replace(self.recipe, **spec.changes)
+        recipe = self.recipe.model_copy(update=spec.changes)
         counts = self.text.counts if recipe.mask_smoothing else None
         masking = encoding.Masking(self.tokenizer, recipe.mask_rate, recipe.mask_smoothing, counts, unit["seed"])
         curve = self.text.heldout(self.profile.corpus.heldout, self.profile.corpus.curve_blocks)
@@ -218,7 +217,7 @@ class Pretraining(Experiment):
             return [stage for stage in (teacher.head, teacher.whole) if stage]
         spec, stage = MODELS[unit["model"]], self.recipe.training
         if unit["model"] == "twin_time":
-            stage = dataclasses.replace(stage, steps=round(self.recipe.equal_time * stage.steps))
+            stage = stage.model_copy(update={"steps": round(self.recipe.equal_time * stage.steps)})
         return [stage] if spec.trained and spec.start != "as it comes" else []
 
     def checkpoint(self, unit: dict) -> Path | None:

@@ -1,23 +1,20 @@
 """A profile by name: every default of the series in one place, strict about what it does not know.
 
-A profile is a YAML file beside this module, read into the frozen dataclasses below. Any value can be overridden
+A profile is a YAML file beside this module, read into the classes below. Any value can be overridden
 for a run under its dotted name, as in `load("mini", {"distillation.seeds": [0, 1]})`.
 """
 
-import dataclasses
 import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Strict, ValidationError, model_validator
 
 from .. import InputError
 
 FOLDER = Path(__file__).parent
 NAMES = ("mini", "laptop", "t4", "paper")
-STRICT = ConfigDict(extra="forbid")
 
 
 def _read_number(value: Any) -> Any:
@@ -54,8 +51,11 @@ Models = Annotated[list[Literal[Pretrained, "student_d"]], Some, Once]  # fine-t
 Compressed = Annotated[list[Literal["sst2", "mrpc"]], Some, Once]  # the tasks whose models are made smaller
 
 
-@dataclass(frozen=True, config=STRICT)
-class Corpus:
+class Part(BaseModel, frozen=True, extra="forbid"):
+    """What parts of a profile have in common."""
+
+
+class Corpus(Part):
     """Text to pretrain on and to measure on, cut into blocks."""
 
     id: str  # of the data set
@@ -67,8 +67,7 @@ class Corpus:
     curve_blocks: Positive = 64  # held-out blocks measured again and again while a model trains
 
 
-@dataclass(frozen=True, config=STRICT)
-class Architecture:
+class Architecture(Part):
     """The shape of a BERT encoder that is made from nothing."""
 
     layers: Positive
@@ -78,13 +77,14 @@ class Architecture:
     initializer_range: Rate = 0.02  # BERT's, made for a width of 768; a narrow model needs more to start learning
     dropout: Share = 0.1
 
-    def __post_init__(self):
+    @model_validator(mode="after")
+    def _shared(self) -> "Architecture":
         if self.width % self.heads:
             raise ValueError(f"a width of {self.width} cannot be shared among {self.heads} heads")
+        return self
 
 
-@dataclass(frozen=True, config=STRICT)
-class Training:
+class Training(Part):
     """One stage of training: so many steps of so many blocks."""
 
     steps: Positive
@@ -94,11 +94,10 @@ class Training:
     warmup: Share = 0.05  # share of the steps
     clip: Rate = 5.0  # largest norm of the gradient
     evaluations: Count = 5  # times the held-out curve is measured on the way
-    save_minutes: Rate = 5.0  # a checkpoint to resume from at least this often
+    save_minutes: Rate = Field(5.0, exclude=True)  # a checkpoint to resume from at least this often
 
 
-@dataclass(frozen=True, config=STRICT)
-class TeacherTraining:
+class TeacherTraining(Part):
     """What the teacher still has to learn before it can teach; no steps where it comes with a masked-LM head."""
 
     architecture: Architecture | None = None  # None: the teacher's own weights are the start
@@ -106,8 +105,7 @@ class TeacherTraining:
     whole: Training | None = None  # all weights
 
 
-@dataclass(frozen=True, config=STRICT)
-class Distillation:
+class Distillation(Part):
     """Pretraining distillation: the student, the triple loss and its training."""
 
     variants: Annotated[list[Student], Some]
@@ -125,8 +123,7 @@ class Distillation:
     mask_smoothing: Share = 0.0  # masking probability is proportional to a token's count to minus this
 
 
-@dataclass(frozen=True, config=STRICT)
-class Recipe:
+class Recipe(Part):
     """How a model is fine-tuned for a task: the same for all models that are compared on it."""
 
     learning_rate: Rate
@@ -141,8 +138,7 @@ class Recipe:
     clip: Rate = 1.0  # largest norm of the gradient
 
 
-@dataclass(frozen=True, config=STRICT)
-class Padding:
+class Padding(Part):
     """What padding costs: some SST-2 training, once padded to a fixed length in fp32, once as everywhere else here."""
 
     rows: Positive
@@ -151,8 +147,7 @@ class Padding:
     length: Positive = 128
 
 
-@dataclass(frozen=True, config=STRICT)
-class Glue:
+class Glue(Part):
     """The tasks of notebook 02."""
 
     tasks: Tasks
@@ -162,8 +157,7 @@ class Glue:
     padding: Padding
 
 
-@dataclass(frozen=True, config=STRICT)
-class Ablation:
+class Ablation(Part):
     """Table 4: students whose pretraining lacks something, and the tasks that judge them."""
 
     variants: list[Literal["no_distillation", "no_masked_lm", "no_cosine", "quarter_text"]]
@@ -171,8 +165,7 @@ class Ablation:
     seeds: Seeds  # of the fine-tuning
 
 
-@dataclass(frozen=True, config=STRICT)
-class Imdb:
+class Imdb(Part):
     """Sentiment of whole reviews: notebook 03."""
 
     models: Models
@@ -181,8 +174,7 @@ class Imdb:
     lengths: Annotated[list[Annotated[Length, Field(ge=8)]], Once]  # tried with the student, beside the recipe's own
 
 
-@dataclass(frozen=True, config=STRICT)
-class Squad:
+class Squad(Part):
     """Question answering: notebook 04."""
 
     models: Models
@@ -193,8 +185,7 @@ class Squad:
     temperature: Rate = 2.0  # of the second distillation
 
 
-@dataclass(frozen=True, config=STRICT)
-class Perplexity:
+class Perplexity(Part):
     """How well text is predicted: notebook 05."""
 
     models: Annotated[list[Pretrained], Some]
@@ -212,8 +203,7 @@ class Perplexity:
     rounds: Positive = 30  # of each timing
 
 
-@dataclass(frozen=True, config=STRICT)
-class Quantization:
+class Quantization(Part):
     """Fewer bits for the fine-tuned models: notebook 06."""
 
     tasks: Compressed
@@ -228,16 +218,14 @@ class Quantization:
     full_size: bool = True  # time the variants at DistilBERT's own size, too
 
 
-@dataclass(frozen=True, config=STRICT)
-class Recovery:
+class Recovery(Part):
     """How a pruned model is trained again; all else is as in its task's recipe."""
 
     learning_rate: Rate
     epochs: Positive
 
 
-@dataclass(frozen=True, config=STRICT)
-class Pruning:
+class Pruning(Part):
     """Weights, heads, neurons and layers taken away: notebook 07. Measured as in `quantization`."""
 
     tasks: Compressed
@@ -254,8 +242,7 @@ class Pruning:
     elsewhere: list[str] | None = None  # what is taken away on tasks after the first, as in taylor_50; None: all of it
 
 
-@dataclass(frozen=True, config=STRICT)
-class Speed:
+class Speed(Part):
     """A large model against a small one, timed: notebook 08."""
 
     lengths: Annotated[list[Length], Some]  # of one row
@@ -270,8 +257,7 @@ class Speed:
     full_size: bool = True  # BERT-base and DistilBERT, too
 
 
-@dataclass(frozen=True, config=STRICT)
-class Edge:
+class Edge(Part):
     """The student exported for ONNX Runtime: notebook 09."""
 
     variants: list[str]  # what is taken away first, as notebook 07 calls it; each is measured in 8 bits, too
@@ -281,8 +267,7 @@ class Edge:
     repeats: Positive = 3  # processes a model, for memory and cold start
 
 
-@dataclass(frozen=True, config=STRICT)
-class Timing:
+class Timing(Part):
     """How long a thing is timed: at least so many runs and seconds, and hardly longer than `most_seconds`."""
 
     least_runs: Positive = 30
@@ -290,8 +275,7 @@ class Timing:
     most_seconds: Rate = 20.0
 
 
-@dataclass(frozen=True, config=STRICT)
-class Profile:
+class Profile(Part):
     """All that a run of the series needs to know."""
 
     name: str
@@ -337,7 +321,7 @@ def load(name: str, overrides: dict[str, Any] | None = None) -> Profile:
     for key, value in (overrides or {}).items():
         _put(values, str(key), value)
     try:
-        made = TypeAdapter(Profile).validate_python(values)
+        made = Profile(**values)
     except ValidationError as error:
         raise InputError(f"profile {name}: {_one_line(error)}") from None
     if made.teacher != "miniworld" and made.teacher_training.architecture:
@@ -349,11 +333,11 @@ def load(name: str, overrides: dict[str, Any] | None = None) -> Profile:
 def known_keys(kind: type = Profile, prefix: str = "") -> list[str]:
     """Every key of a profile, under its dotted name."""
     keys = []
-    for field in dataclasses.fields(kind):
-        name, parts = prefix + field.name, getattr(field.type, "__args__", ())
-        tasks = [f"{name}.{task}" for task in Task.__args__] if Task in parts else []  # a part for each task
+    for own, field in kind.model_fields.items():
+        name, parts = prefix + own, getattr(field.annotation, "__args__", ())
+        tasks = [f"{name}.{task}" for task in Task.__args__] if Task in parts[:-1] else []  # a part for each
         keys += [name, *tasks]
-        for nested in filter(dataclasses.is_dataclass, (field.type, *parts)):
+        for nested in (one for one in (field.annotation, *parts) if hasattr(one, "model_fields")):
             keys += [key for place in tasks or [name] for key in known_keys(nested, f"{place}.")]
     return keys
 
@@ -363,9 +347,9 @@ def is_key(key: str) -> bool:
     return key in known_keys() and key != "name"
 
 
-def as_settings(part: Any) -> dict[str, Any]:
+def as_settings(part: Part) -> dict[str, Any]:
     """A part of a profile as plain data, for a record's settings: all that could change a number, as saving can't."""
-    return dataclasses.asdict(part, dict_factory=lambda pairs: {k: v for k, v in pairs if k != "save_minutes"})
+    return part.model_dump()
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
@@ -386,7 +370,7 @@ def _one_line(error: ValidationError) -> str:
     """The first complaint, without pydantic's names for the branches of a union."""
     every = error.errors()
     first = next((one for one in every if not one["type"].endswith("_type")), every[0])  # of a union, the likelier one
-    if first["type"] == "unexpected_keyword_argument":
+    if first["type"] == "extra_forbidden":
         return f"unknown key {'.'.join(map(str, first['loc']))!r} (= {first['input']!r:.80})"
     known = {key.split(".")[-1] for key in known_keys()}
     key = ".".join(str(part) for part in first["loc"] if str(part) in known or isinstance(part, int))

@@ -1,6 +1,5 @@
 """On a GPU: half precision against full, the scaler, bitsandbytes, too little memory, timing, and the whole series."""
 
-import dataclasses
 import math
 import subprocess
 import sys
@@ -119,7 +118,7 @@ def test_fewer_bits_give_nearly_the_same_answers(tmp_path, variant):
 
 def test_too_little_memory_means_smaller_parts(tmp_path):
     """Half of the memory that whole batches take: more parts, the same batches, the same weights."""
-    examples, recipe = rows(128, 512), dataclasses.replace(RECIPE, batch_size=64, length=512, epochs=1)
+    examples, recipe = rows(128, 512), RECIPE.model_copy(update={"batch_size": 64, "length": 512, "epochs": 1})
     first, _, cost, expected = trained(tmp_path / "whole", "fp32", examples, recipe)
     assert "batch_parts" not in cost
     most, total = torch.cuda.max_memory_reserved(), torch.cuda.get_device_properties(0).total_memory

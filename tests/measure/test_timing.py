@@ -32,10 +32,10 @@ class Clock:
 @pytest.mark.parametrize(
     ("takes", "rules", "runs"),
     [
-        (0.001, Timing(30, 2.0), 2000),  # as many as fill two seconds
-        (0.5, Timing(30, 2.0), 30),
-        (1.0, Timing(30, 2.0), 20),  # stopped at twenty seconds
-        (9.0, Timing(30, 2.0), 5),  # never under five
+        (0.001, Timing(least_runs=30, least_seconds=2.0), 2000),  # as many as fill two seconds
+        (0.5, Timing(least_runs=30, least_seconds=2.0), 30),
+        (1.0, Timing(least_runs=30, least_seconds=2.0), 20),  # stopped at twenty seconds
+        (9.0, Timing(least_runs=30, least_seconds=2.0), 5),  # never under five
         (0.001, QUICK, 100),
         (0.5, QUICK, 10),
     ],
@@ -50,7 +50,8 @@ def test_a_thing_is_timed_as_long_as_the_rules_say(takes, rules, runs):
 def test_runs_are_interleaved_and_turned_and_a_slow_one_stops_alone():
     clock = Clock()
     runs = {"slow": clock.run("slow", 4.0), "fast": clock.run("fast", 0.2)}
-    taken = timing.seconds(runs, Timing(10, 1.0), warm_up=1, timer=partial(timing.timed, clock=clock))
+    rules, timer = Timing(least_runs=10, least_seconds=1.0), partial(timing.timed, clock=clock)
+    taken = timing.seconds(runs, rules, warm_up=1, timer=timer)
     assert clock.called[:10] == ["slow", "fast", "slow", "fast", "fast", "slow", "slow", "fast", "fast", "slow"]
     assert len(taken["slow"]) == 5 and len(taken["fast"]) == 10, "the fast one goes on after the slow one is done"
     assert timing.ratio(taken["slow"], taken["fast"]) == pytest.approx((20, 20, 20))
@@ -59,7 +60,7 @@ def test_runs_are_interleaved_and_turned_and_a_slow_one_stops_alone():
 def test_a_yardstick_is_timed_as_often_as_the_others_need():
     clock = Clock()
     runs = {name: clock.run(name, takes) for name, takes in (("large", 0.25), ("product", 0.001), ("small", 0.125))}
-    rules, timer = Timing(10, 2.0), partial(timing.timed, clock=clock)
+    rules, timer = Timing(least_runs=10, least_seconds=2.0), partial(timing.timed, clock=clock)
     taken = timing.seconds(runs, rules, warm_up=0, timer=timer, yardsticks=["product"])
     assert {name: len(own) for name, own in taken.items()} == {"large": 16, "product": 16, "small": 16}
     assert clock.called[:6] == ["large", "product", "small", "small", "product", "large"], "between the two, either way"
@@ -104,7 +105,7 @@ def test_the_middle_of_a_drifting_series_has_an_interval_that_holds_it():
 def test_a_variant_is_timed_beside_its_reference():
     clock = Clock()
     runs, timer = (clock.run("it", 0.2), clock.run("reference", 0.4)), partial(timing.timed, clock=clock)
-    scores, seconds = timing.beside(*runs, Timing(10, 0.0), timer)
+    scores, seconds = timing.beside(*runs, Timing(least_runs=10, least_seconds=0.0), timer)
     assert scores["latency_p50_ms"] == pytest.approx(200) and scores["latency_times_as_fast"] == pytest.approx(2)
     assert scores["latency_times_as_fast_low"] <= 2 <= scores["latency_times_as_fast_high"] and scores["runs"] == 10
     assert seconds == {"variant": [0.2] * 10, "reference": [0.4] * 10}, "rounded"
@@ -120,7 +121,7 @@ def test_a_profile_says_how_long_a_thing_is_timed():
     for name in ("laptop", "t4", "paper"):
         full = {"least_runs": 30, "least_seconds": 2.0, "most_seconds": 20.0}
         assert profiles.as_settings(profiles.load(name).timing) == full
-    assert profiles.load("mini", {"timing.least_runs": 30}).timing == Timing(30, 0.1)
+    assert profiles.load("mini", {"timing.least_runs": 30}).timing == Timing(least_runs=30, least_seconds=0.1)
     with pytest.raises(InputError, match="timing.least_runs = 0"):
         profiles.load("mini", {"timing.least_runs": 0})
 

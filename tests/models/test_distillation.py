@@ -1,6 +1,5 @@
 """Students layer by layer; the triple loss against independent derivations; the trainer resumed and in trouble."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -145,7 +144,7 @@ def test_terms_of_a_batch_equal_those_of_whole_forward_passes(teacher, tokenizer
 
 
 def make_trainer(student, teacher, recipe, cut, tokenizer, folder, **stage):
-    stage = dataclasses.replace(recipe.training, **stage)
+    stage = recipe.training.model_copy(update=stage)
     total = stage.steps * stage.batch_size * stage.accumulation
     blocks = encoding.MaskedBlocks(cut, encoding.Masking(tokenizer, seed=3), total)
     heldout = encoding.MaskedBlocks(cut[:4], encoding.Masking(tokenizer))
@@ -157,7 +156,7 @@ def make_trainer(student, teacher, recipe, cut, tokenizer, folder, **stage):
 @pytest.mark.parametrize("positions", ["all", "masked"])
 def test_splitting_a_step_into_batches_changes_no_gradient(teacher, tokenizer, cut, recipe, tmp_path, positions):
     """Blocks of unequal length make unequal batches, so averaging per batch would show."""
-    recipe = dataclasses.replace(recipe, positions=positions)
+    recipe = recipe.model_copy(update={"positions": positions})
     after = {}
     for batch_size, accumulation, parts in ((8, 1, 1), (4, 2, 1), (1, 8, 1), (8, 1, 3)):  # parts: of one batch
         student = distillation.from_teacher(teacher, [0, 3])
@@ -194,7 +193,7 @@ def test_splitting_a_step_into_batches_changes_no_gradient(teacher, tokenizer, c
 
 def test_training_lowers_what_it_minimises(teacher, tokenizer, cut, recipe, tmp_path):
     """The teacher is random and the text is not its kind, so imitating and predicting are tried one at a time."""
-    imitate = dataclasses.replace(recipe, weight_masked_lm=0.0)
+    imitate = recipe.model_copy(update={"weight_masked_lm": 0.0})
     heldout = {}
     for name, guide in (("imitate", teacher), ("predict", None)):
         student = distillation.untrained(teacher.config, 2, seed=0)
@@ -281,6 +280,7 @@ def test_heldout_losses_do_not_depend_on_the_batch_size(teacher, tokenizer, cut,
     blocks = encoding.MaskedBlocks(cut, encoding.Masking(tokenizer))
     found = []
     for size in (1, 7, 40):
-        sized = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, batch_size=size))
+        how = recipe.training.model_copy(update={"batch_size": size})
+        sized = recipe.model_copy(update={"training": how})
         found.append(distillation.heldout_losses(student, teacher, blocks, sized, tokenizer.pad_token_id))
     assert found[0] == pytest.approx(found[1], rel=1e-5) and found[0] == pytest.approx(found[2], rel=1e-5)

@@ -1,6 +1,5 @@
 """Fine-tuning: batches, the guided loss, predictions that padding doesn't change, and what resuming gives."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -157,7 +156,7 @@ def test_half_of_the_loss_is_the_teachers(folder, student_folder, pairs, tmp_pat
 
 @pytest.mark.slow
 def test_training_learns_and_repeats_itself(folder, pairs, tmp_path):
-    recipe, after = dataclasses.replace(RECIPE, epochs=60, learning_rate=3e-3), []
+    recipe, after = RECIPE.model_copy(update={"epochs": 60, "learning_rate": 3e-3}), []
     for _ in range(2):
         model = checkpoints.load_with_head(AutoModelForSequenceClassification, folder, 0, num_labels=2)
         cost = finetuning.fine_tune(make_trainer(model, pairs, tmp_path / "run", recipe))
@@ -246,7 +245,7 @@ def test_predictions_take_smaller_batches_where_memory_runs_out(folder, pairs, m
 
 
 def test_a_loss_that_turns_nan_stops_the_training(folder, pairs, tmp_path):
-    recipe = dataclasses.replace(RECIPE, learning_rate=1e30, clip=1e30)
+    recipe = RECIPE.model_copy(update={"learning_rate": 1e30, "clip": 1e30})
     model = checkpoints.load_with_head(AutoModelForSequenceClassification, folder, 0, num_labels=2)
     with pytest.raises(InputError, match=r"the loss became (nan|inf) by step \d+: lower learning_rate"):
         finetuning.fine_tune(make_trainer(model, pairs, tmp_path, recipe))
