@@ -1,10 +1,15 @@
 #!/usr/bin/env bash
 # The tests that need a GPU, then the records of its speed, on a machine whose own PyTorch is used as it is: nothing is
-# installed, nothing fetched. PYTHON names its interpreter. Without CUDA all is skipped, with the reason.
+# installed there, nothing fetched. PYTHON names its interpreter, PACK a folder that tests/gpu/pack.sh has made, with
+# packages that it lacks. Without CUDA all is skipped, with the reason.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=${PYTHON:-$(command -v python3)}
 export HF_HUB_OFFLINE=1
+if [[ -n ${PACK:-} ]]; then
+  "$python" -m pip install -qq --no-deps --no-index --upgrade --target "$PACK/site" "$PACK"/wheels/*.whl
+  export PYTHONPATH=$PACK/site
+fi
 "$python" - requirements.txt tests/requirements.txt <<'PYTHON'
 import re
 import sys
