@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -111,3 +112,21 @@ def test_bad_input_is_said_in_a_line(more, complaint, tmp_path):
     said, _ = (process := start(tmp_path / "store", 2, **more)).communicate(timeout=120)
     assert process.returncode and f"error: {complaint}" in said
     assert not list((tmp_path / "store").rglob("*.safetensors"))
+
+
+@pytest.mark.slow
+def test_processes_that_were_told_different_things_are_refused(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    pair = []
+    for rank in range(2):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        environment = os.environ | own | {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        settings = ["--set", f"store={tmp_path}", "--set", f"distillation.temperature={2 + rank}"]
+        given = [sys.executable, "-m", "tools.distill", "--profile", "mini", *settings]
+        pair.append(subprocess.Popen(given, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
+    for process in pair:
+        _, said = process.communicate(timeout=120)
+        assert "error: the processes were given different profiles or settings: start all with the same" in said
+        assert process.returncode == 2 and not list(tmp_path.rglob("*.json")), said
