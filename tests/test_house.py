@@ -142,3 +142,31 @@ def test_every_module_stands_in_the_tree_of_the_readme():
     named = {name for name in in_tree(tree) if name.startswith(("helpers/", "tools/"))}
     folders = {f"helpers/{room}/" for room in ROOMS[1:]} | {"tools/"}
     assert named == ours | folders, f"without a caption: {ours - named}; no longer there: {named - ours - folders}"
+
+
+def dangers(source: str) -> list[str]:
+    """What in a piece of code could run code that came with data: remote code, pickles, a shell, eval."""
+    found, plain = [], re.sub(r"^( *)[%!].*$", r"\1pass", source, flags=re.MULTILINE)  # without IPython's own lines
+    for node in ast.walk(ast.parse(plain)):
+        if isinstance(node, ast.keyword) and node.arg in ("shell", "trust_remote_code", "allow_pickle"):
+            found.append(node.arg)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("eval", "exec", "os.system", "torch.load"):
+            found.append(ast.unparse(node.func))
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = {getattr(node, "module", None), *(name.name for name in node.names)}
+            found += sorted(names & {"pickle", "marshal", "shelve", "joblib", "dill"})
+    return found
+
+
+@pytest.mark.parametrize("line", ["import pickle", "run(x, shell=True)", "torch.load(p)", "f(trust_remote_code=t)"])
+def test_a_danger_is_seen(line):
+    assert dangers(line)
+
+
+def test_nothing_runs_code_that_came_with_data():
+    sources = {path.name: path.read_text() for path in PATHS}
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        code = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        sources[path.name] = "\n\n".join(code)
+    wrong = {name: found for name, source in sources.items() if (found := dangers(source))}
+    assert not wrong, wrong
