@@ -119,7 +119,7 @@ ANSWERS = ("int8_or_pruning", "is_it_97", "gain_by_teaching")
 def answered(page, evidence: records.Evidence, judged: list) -> list[tuple[str, dict]]:
     """What notebook 10 answers to a stranger's three questions, with the answers' numbers."""
     rule = "scaled", "effect", "kept", "written", "verdict", "verdict_of"
-    *_, int8_or_pruning, is_it_97, gain_by_teaching = page("10_report", *rule, "bought", *ANSWERS)
+    *_, int8_or_pruning, is_it_97, gain_by_teaching = page("10_report", *rule, "bought", "ahead_on_glue", *ANSWERS)
     (whole,) = [finding for claim, finding in judged if claim.name == "glue"]
     return [int8_or_pruning(page("10_report", "points_of")[0](evidence)), is_it_97(whole), gain_by_teaching(evidence)]
 
@@ -222,7 +222,7 @@ def variant(folder, model: str, name: str, times: float, wrong: int, experiment=
 
 def test_a_gpu_beside_the_processor_is_no_second_record_a4(evidence, page):
     """Point A4: with units of a GPU beside those of the processor, the report stopped with a ValueError."""
-    names = {"fp32": 1.0, "fp32_recovered": 1.0, "taylor_50_recovered": 2.0, "taylor_50_recovered_int8": 4.0}
+    names = {"fp32": 1.0, "fp32_recovered": 1.0, "taylor_50_recovered": 2.0, "taylor_50_recovered_int8_embeddings": 4.0}
     for name, times in names.items():
         for unit in ({}, {"device": "cuda"}):
             variant(evidence.space.records, "released", name, times * (5 if unit else 1), 10, **unit)
