@@ -93,7 +93,8 @@ def chart(points: pd.DataFrame, cost: str, xlabel: str, ylabel: str, shown: Coll
     for number, row in enumerate(named.itertuples(), start=1):
         axes.annotate(str(number), (getattr(row, cost), row.score), **place)
         numbers.append(Line2D([], [], linestyle="none", color="0.15", marker=f"${number}$", label=row.label))
-    figure.legend(handles=numbers, loc="outside upper left", ncols=2, fontsize=9)
+    wide = named.label.str.len().max() > 60  # two such beside each other would not fit
+    figure.legend(handles=numbers, loc="outside upper left", ncols=1 if wide else 2, fontsize=9)
     axes.set(xlabel=f"{xlabel}, log scale", ylabel=ylabel)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
