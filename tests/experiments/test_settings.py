@@ -1,14 +1,17 @@
 """What settings cover: data, the processor that something is timed on; and that what is committed is found again."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from helpers import ROOT, InputError, profiles
+from helpers.compression import own as brought
 from helpers.data import hub
 from helpers.experiments import compression, edge, glue, perplexity, pretraining, speed, squad
 from helpers.measure import records
+from helpers.models import checkpoints
 
 
 def settings_of(profile: profiles.Profile, space: records.Workspace, units: dict[str, list[dict]], page):
@@ -51,6 +54,22 @@ def settings_of(profile: profiles.Profile, space: records.Workspace, units: dict
     return settings
 
 
+def settings_of_ones_own(record: dict, profile: profiles.Profile, steps: type, monkeypatch) -> dict:
+    """Notebook 11's, of a model and rows that somebody brought: their digests are the record's, the rest the code's."""
+    told, rows = record["settings"], [SimpleNamespace(source={"revision": None}) for _ in range(2)]
+    if record["experiment"] == "staircase":
+        steps.settings.__globals__["stay"] = range(told["vocabulary"])
+        return steps(profile, None).settings(record["unit"])
+    tried, session = object.__new__(brought.Smaller), object.__new__(brought.Session)
+    tried.profile = session.profile = profile
+    tried.of, tried.dev, tried.threads = SimpleNamespace(whole=None, length=512, train=rows[0]), rows[1], 1
+    session.of, session.names = tried, list(told.get("files", {}))
+    tried.record = lambda unit: {"details": {"checkpoint": told["files"][unit["variant"]]}}
+    rows[0].source["revision"], rows[1].source["revision"] = told.get("train"), told.get("data")
+    monkeypatch.setattr(checkpoints, "file_hash", lambda _: told["model"])
+    return {"own": tried, "own_speed": session}[record["experiment"]].settings(record["unit"])
+
+
 @pytest.mark.hub
 @pytest.mark.slow
 @pytest.mark.skipif("HF_ENDPOINT" not in os.environ, reason="HF_ENDPOINT is not set: no Hub to load from")
@@ -73,11 +92,15 @@ def test_every_committed_record_is_found_again_by_its_settings(monkeypatch, tmp_
     (tmp_path / "results/laptop").symlink_to(ROOT / "results/laptop")
     profile = profiles.load("laptop")
     today, lost = settings_of(profile, records.Workspace(profile, str(tmp_path)), units, page), []
+    (steps,) = page("11_your_own_model", "Steps")
     for path, record in found.items():
         if record["experiment"] == "trivial":  # its experiment is on notebook 04's page
             continue
         place(record["provenance"])
-        settings = today(record["experiment"], record["unit"])
+        if record["experiment"] in ("own", "own_speed", "staircase"):
+            settings = settings_of_ones_own(record, profile, steps, monkeypatch)
+        else:
+            settings = today(record["experiment"], record["unit"])
         lost += [path.name] if records.file_name(record["unit"], settings) != path.name else []
     assert not lost and len(found) >= 530
 
