@@ -241,7 +241,7 @@ def notebook_of(record: dict) -> str:
     """The number of the notebook that a record was made in."""
     experiment, unit = record["experiment"], record["unit"]
     if experiment == "speed":
-        return {"padding": "02", "stages": "05", "scoring": "05"}.get(unit.get("comparison"), "08")
+        return {"stages": "05", "scoring": "05"}.get(unit.get("comparison"), "08")
     return OWNERS.get(unit["task"], "02") if experiment == "trivial" else OWNERS[experiment]
 
 

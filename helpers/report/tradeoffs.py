@@ -181,7 +181,9 @@ def in_words(found: Sequence[dict], task: str, model: str) -> str:
     slow = rest[rest[f"{TIMES}_high"] < min(1, base["metrics"][f"{TIMES}_low"])]  # than fp32 against itself
     says += [f"- Slower than fp32 for one row: {'; '.join(slow.label)}."] if len(slow) else []
     clear = metrics.holm({name: p_value(record, rivals[name]) for name, record in by_name.items()})
-    listed = "; ".join(f"{row.label} ({row.points:+z.1f})" for row in rest.itertuples() if row.variant in clear)
-    other = f"- Clearly apart in score from the whole model, trained as long (Holm, {len(rest)} comparisons)"
-    says.append(f"{other}: {listed or 'none'}.")
+    apart = rest[rest.variant.isin(clear)].sort_values("points", ascending=False)
+    listed = [f"{row.label} ({row.points:+z.1f})" for row in apart.itertuples()]
+    named = "; ".join(listed) if len(listed) < 4 else f"from {listed[0]} to {listed[-1]}"
+    of_all = f"{len(listed)} of {len(rest)} (Holm)" + (f": {named}" if listed else "")
+    says.append(f"- Clearly apart in score from the whole model, trained as long: {of_all}.")
     return "\n".join(says)

@@ -28,7 +28,7 @@ KINDS = {  # a foreign checkpoint: configuration, tokenizer, what its CSV's labe
     "DistilBERT": (transformers.DistilBertConfig, "uncased", ["bad", "good"], {"dtype": torch.float16}),
     "RoBERTa": (transformers.RobertaConfig, "bytes", ["bad", "good"], {"max_shard_size": "60KB"}),
     "ELECTRA": (transformers.ElectraConfig, "uncased", ["bad", "good"], {}),
-    "three classes": (transformers.BertConfig, "uncased", ["bad", "so so", "good"], {}),
+    "three classes": (transformers.BertConfig, "uncased", ["bad", "<i>so so", "good"], {}),  # a page shows it
     "regression": (transformers.BertConfig, "uncased", None, {}),
 }
 
@@ -173,6 +173,8 @@ def test_a_foreign_checkpoint_is_made_smaller(kind, foreign, quick, monkeypatch,
     if KINDS[kind][2] is not None:  # what a sceptic would have tried first
         guess = 100 * dev.truth.value_counts(normalize=True).max()
         assert f"always the commonest label would score {guess:.1f}" in (out / "report.md").read_text()
+    page = (out / "report.html").read_text()
+    assert "<i>" not in page and ("&lt;i&gt;so so" in page) == (kind == "three classes"), "their words stay words"
     labels = re.findall(r"^\| (.+?) \|", (out / "report.md").read_text(), re.MULTILINE)
     assert len(labels) == 2 + (7 if everything else 3), labels
     sizes = {

@@ -22,7 +22,7 @@ def settings_of(profile: profiles.Profile, space: records.Workspace, units: dict
     own = {
         "distillation": pretrained,
         "speed": speed.Speed(profile, space),
-        "speed padding": page("02_glue", "PaddingTrial")[0](profile, space),
+        "speed padding": page("08_speed_and_size", "PaddingTrial")[0](profile, space),
         "speed stages": throughput(stages),
         "speed scoring": scoring(stages),
         "perplexity": stages,
@@ -147,7 +147,7 @@ def test_another_processor_of_the_same_name_is_another_setting_a6(monkeypatch, t
     monkeypatch.setattr(glue.Downstream, "finetuned_hash", lambda *_: "w")
     stages = perplexity.Stages(profile, space)
     experiment = {
-        "padding": lambda: page("02_glue", "PaddingTrial")[0](profile, space),
+        "padding": lambda: page("08_speed_and_size", "PaddingTrial")[0](profile, space),
         "throughput": lambda: page("05_perplexity", "Trial", "every_stage", "Throughput")[-1](stages),
         "scoring": lambda: page("05_perplexity", "Trial", "Scoring")[-1](stages),
         "edge": lambda: edge.Deployed(profile, space),

@@ -233,6 +233,7 @@ def test_a_damaged_archive_is_refused_in_one_line(there, tmp_path):
     ("member", "text", "message"),
     [
         ("../../evil.json", "{}", "../../evil.json is no record of this project; nothing was unpacked"),
+        ("../mini/records/glue/x-00000000.json", "{}", "x-00000000.json is no record of this project"),
         ("mini/records/glue/../../x-00000000.json", "{}", "is no record of this project"),
         ("mini/tables/01.csv", "a", "is no record of this project"),
         ("huge/records/glue/x-00000000.json", json.dumps(RECORD), "is no record of this project"),

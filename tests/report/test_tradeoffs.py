@@ -83,7 +83,10 @@ def test_sentences_follow_the_numbers(found):
     assert "9.0" not in tradeoffs.in_words([*found, guess], "sst2", "student"), "fast, and knows nothing"
     assert "choose" not in words, "one recommendation, which notebook 10 has"
     assert "Slower than fp32 for one row: fp4 (bitsandbytes)." in words
-    assert "(Holm, 3 comparisons): fp4 (bitsandbytes) (-20.0)." in words
+    assert "trained as long: 1 of 3 (Holm): fp4 (bitsandbytes) (-20.0)." in words
+    many = [*found, *(record(f"weights_{n}", 40 + n) for n in (20, 40, 60))]
+    worst = f"{variants.label('weights_60')} (-40.0)"
+    assert f"4 of 6 (Holm): from fp4 (bitsandbytes) (-20.0) to {worst}." in tradeoffs.in_words(many, "sst2", "student")
     assert tradeoffs.in_words(found[:1], "sst2", "student") == tradeoffs.in_words([], "sst2", "student") == ""
 
 

@@ -226,7 +226,6 @@ def test_the_series_makes_records_tables_and_figures(executed):
     for name in (
         *tables,
         "02_gaps",
-        "02_padding",
         "03_imdb",
         "03_truncation",
         "04_squad",
@@ -239,6 +238,7 @@ def test_the_series_makes_records_tables_and_figures(executed):
         "08_lengths",
         "08_pass",
         "08_alone",
+        "08_padding",
         "09_operations",
         "09_vocabulary",
         "09_answers_masked_lm",
