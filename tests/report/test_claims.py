@@ -1,6 +1,7 @@
 """Verdicts follow the rule whichever way the numbers fall; what is missing or damaged is said, and nothing made up."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -430,6 +431,23 @@ def test_like_is_compared_with_like_b3(verdict):
     """Point B3: a model with its vocabulary stored twice was the baseline of one that has it once."""
     size, latency = claims.exported(committed()).parts
     assert size.ours == pytest.approx(100 * 29.6 / 116.6, abs=0.2) and verdict(size) == HOLDS
+
+
+def test_two_architectures_are_not_compared_b4():
+    """Point B4: 48.0% of a classifier stood beside 39.4% of a masked-LM model, as if one could be off the other."""
+    smaller, times = claims.int8_at_full_size(committed()).parts
+    assert smaller.printed is None and smaller.what.endswith("the source's masked-LM model: 39.4")
+    assert times.printed == pytest.approx(136.39 / 82.33)
+
+
+def test_the_page_says_what_a_quarter_of_the_corpus_is_a5():
+    """Point A5: it is 46% of what the whole recipe's student reads, which does not get through the corpus once."""
+    page = (ROOT / "results/laptop/notebooks/01_pretraining_distillation.ipynb").read_text(encoding="utf-8")
+    told = re.search(r"quarter of the corpus: reads ([\d,]+) blocks, ([\d.]+) times each; .*? student ([\d,]+)", page)
+    own, times, whole = (float(number.replace(",", "")) for number in told.groups())
+    training = profiles.load("laptop").distillation.training
+    assert whole == training.steps * training.batch_size * training.accumulation
+    assert 0.45 < own / whole < 0.47 and own * times == pytest.approx(whole, rel=0.02)
 
 
 def test_advice_is_among_those_that_lose_no_more_than_a_point(page):
