@@ -350,14 +350,14 @@ def tabulate(found: list[dict], timed: list[dict], tried: Smaller, usual: float)
 
 
 def recommend(table: pd.DataFrame, points: float, at: dict) -> tuple[str, str]:
-    """The fastest within so many points, untrained if it is a tie, and that in a sentence; the original if none is."""
+    """The fastest within so many points, of a tie the untrained or better one, in a sentence; else the original."""
     base = table.loc[BASE]
     fit = table[(table.score >= base.score - points - 1e-9) & (table.index != BASE) & (table.low > 1)]
     goal = f"a loss of no more than {points:g} point{'' if points == 1 else 's'}"
     if fit.empty:
         return BASE, f"Keep the original: nothing that was tried is faster at {goal}."
     level = fit[fit.high >= fit.low[fit.fast.idxmax()]]
-    own = fit.loc[name := min(level.index, key=lambda name: (parse(name).recovered, -level.fast[name]))]
+    own = fit.loc[name := min(level.index, key=lambda name: (parse(name).recovered, -level.score[name]))]
     size = f"{own.mb:.1f} MB instead of {base.mb:.1f}"
     speed = f"{own.fast:.1f} times as fast ({own.low:.1f} to {own.high:.1f}) at {at['length']} tokens"
     worth = f"{own.score:.1f} against {base.score:.1f} on {at['rows']:,} rows (p {metrics.written(own.p)})"

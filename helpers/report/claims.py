@@ -219,7 +219,9 @@ def in_few_bits(
         lines, truth = ([unpack(one["details"][kind]) for one in (own, base)] for kind in ("predictions", "references"))
         guess, what = metrics.by_guessing(TASK, truth[1]), "SST-2: kept of fp32's lead over guessing (%)"
         whole, few = (score / 100 for score in printed(MSC, "findings", "accuracy", *printed_as, setup=setup))
-        part = Part(what, 100 * (few - guess) / (whole - guess), 0, 0, 0, 0, MODELS[name], whole=100)
+        kept = 100 * (few - guess) / (whole - guess)  # by what is lost: that much and no more, or that much at least
+        ends = {"none": 100, "whole": None} if sign < 0 else {"none": 0, "whole": 100}
+        part = Part(what, kept, ours=0, low=0, high=0, basis=MODELS[name], **ends)
         runs = {variant: lines[0][None], BASE: lines[1][None]}
         parts.append(paired(part, (runs, truth[1], metrics.share_equal), variant, BASE, guess))
     return Finding(parts, [own, base])
@@ -255,22 +257,22 @@ def twice(evidence: Evidence) -> Finding:
 
 
 def glue(evidence: Evidence) -> Finding:
-    """What DistilBERT keeps of its teacher's mean score; without an effect, what guessing would."""
+    """What DistilBERT keeps of its teacher's mean score, beside the paper's table over the same tasks."""
     name = judged_by(evidence("glue"))
     used = [*of(evidence("glue"), model="teacher"), *of(evidence("glue"), model=name)]
     graded, parts = Comparison(used), []
     if graded.models != ["teacher", name]:
         raise Missing
-    claimed = printed(PAPER, "abstract", "retention_of_bert_base", "DistilBERT")
     truths = {task: unpack(graded.cells[task, "teacher"][0]["details"]["references"]) for task in graded.tasks}
     for scope, words in ((MACRO, f"{len(graded.tasks)} tasks"), (WITHOUT_WNLI, "… without WNLI")):
         tasks = [task for task in graded.tasks if scope == MACRO or task != "wnli"]
+        small, large = (comparison.published(name, scope, graded.tasks) for name in ("DistilBERT", "BERT-base"))
         guessed = 100 * np.mean([metrics.by_guessing(task, truths[task]) for task in tasks])
         share = [100 * value for value in graded.retention(scope, name)]
         what, seeds = f"kept of the teacher's mean score, {words} (%)", len(graded.seeds(tasks[0], name))
         trained = seeds if name == "released" else 1  # of ours, one pretraining is fine-tuned
         none, basis = guessed / graded.score(scope, "teacher"), f"{MODELS[name]}; {seeds} fine-tuning seeds"
-        parts.append(Part(what, *claimed, none, *share, basis, whole=100, seeds=trained))
+        parts.append(Part(what, 100 * small / large, none, *share, basis, whole=100, seeds=trained))
     return Finding(parts, graded.records)
 
 
@@ -309,18 +311,18 @@ def ablated(evidence: Evidence, *names: str) -> tuple[Comparison, str]:
 
 
 def changed(evidence: Evidence, stage: str) -> Finding:
-    """How far a stage of DistilBERT is from it as pretrained, in masked-LM loss on WikiText-2."""
+    """How far a stage of DistilBERT is from it as pretrained, in loss on WikiText-2: in 8 bits up, else down."""
     found = of(evidence("perplexity"), text="wikitext", mistake=None)
     name = judged_by(found)
     made, tuned = language.change(found, name, "wikitext", stage), of(found, model=name, stage=stage)
     if made is None:
         raise Missing
-    claimed = None
+    what, basis = f"masked-LM loss {language.STAGES[stage]}: change (nats)", f"{MODELS[name]}; WikiText-2, by documents"
     if stage in language.BENCHMARK_STAGES:
         claimed = float(language.printed(stage=stage)["wikitext"] - language.printed()["wikitext"])
-    what, basis = f"masked-LM loss {language.STAGES[stage]}: change (nats)", f"{MODELS[name]}; WikiText-2, by documents"
-    seeds = len(tuned) if "seed" in tuned[0]["unit"] else None
-    part = Part(what, claimed, 0, made.mean, made.low, made.high, basis, sign=-1, decimals=3, seeds=seeds)
+        basis += f"; published: {claimed:+.3f}"
+    seeds, sign = len(tuned) if "seed" in tuned[0]["unit"] else None, 1 if stage == "int8" else -1
+    part = Part(what, None, 0, made.mean, made.low, made.high, basis, sign=sign, decimals=3, seeds=seeds)
     return Finding([part], [*of(found, model=name, stage="base"), *tuned])
 
 

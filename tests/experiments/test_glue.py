@@ -162,7 +162,7 @@ def test_the_second_distillation_learns_from_the_fine_tuned_teacher(graded):
 
 
 def test_padding_is_tried_in_one_run(load, pretrained, page):
-    _, trial = page("08_speed_and_size", "both_ways", "PaddingTrial")
+    _, trial = page("02_glue", "both_ways", "PaddingTrial")
     (record,) = load(trial, pretrained).run()
     assert {name: len(seconds) for name, seconds in record["details"]["seconds"].items()} == {"ours": 3, "padded": 3}
     times = record["metrics"]

@@ -22,7 +22,7 @@ def settings_of(profile: profiles.Profile, space: records.Workspace, units: dict
     own = {
         "distillation": pretrained,
         "speed": speed.Speed(profile, space),
-        "speed padding": page("08_speed_and_size", "PaddingTrial")[0](profile, space),
+        "speed padding": page("02_glue", "PaddingTrial")[0](profile, space),
         "speed stages": throughput(stages),
         "speed scoring": scoring(stages),
         "perplexity": stages,
@@ -41,7 +41,14 @@ def settings_of(profile: profiles.Profile, space: records.Workspace, units: dict
     for name in ("quantization", "pruning"):
         own[name] = compression.Compression(profile, space, name=name)
         own[f"{name} text"] = compression.Losses(profile, space, name=name)
-    own["fullsize"] = page("06_quantization", "FullSize")[0](profile, space)
+    own["fullsize"], own["compiled"], own["eighth_bit"] = (
+        made(profile, space) for made in page("06_quantization", "FullSize", "Compiled", "EighthBit")
+    )
+    own["eighth_bit"].settings.__globals__["experiment"] = own["quantization"]
+    towards, as_set = page("07_pruning", "Towards", "settings")
+    towards.settings = as_set
+    as_set.__globals__.update(experiment=own["pruning"], task="sst2", shown="student")
+    own["recovery"] = towards(profile, space)
 
     def settings(name: str, unit: dict) -> dict:
         kind = {"speed": unit.get("comparison", ""), "ablation": "" if "task" in unit else "text"}.get(name, "")
@@ -147,7 +154,7 @@ def test_another_processor_of_the_same_name_is_another_setting_a6(monkeypatch, t
     monkeypatch.setattr(glue.Downstream, "finetuned_hash", lambda *_: "w")
     stages = perplexity.Stages(profile, space)
     experiment = {
-        "padding": lambda: page("08_speed_and_size", "PaddingTrial")[0](profile, space),
+        "padding": lambda: page("02_glue", "PaddingTrial")[0](profile, space),
         "throughput": lambda: page("05_perplexity", "Trial", "every_stage", "Throughput")[-1](stages),
         "scoring": lambda: page("05_perplexity", "Trial", "Scoring")[-1](stages),
         "edge": lambda: edge.Deployed(profile, space),

@@ -120,9 +120,15 @@ ANSWERS = ("int8_or_pruning", "is_it_97", "gain_by_teaching")
 def answered(page, evidence: records.Evidence, judged: list) -> list[tuple[str, dict]]:
     """What notebook 10 answers to a stranger's three questions, with the answers' numbers."""
     rule = "scaled", "effect", "kept", "written", "verdict", "verdict_of"
-    *_, int8_or_pruning, is_it_97, gain_by_teaching = page("10_report", *rule, "bought", "ahead_on_glue", *ANSWERS)
+    *_, int8_or_pruning, is_it_97, gain_by_teaching = page(
+        "10_report", *rule, "bought", "ahead_on_glue", "shares_of_teacher", *ANSWERS
+    )
     (whole,) = [finding for claim, finding in judged if claim.name == "glue"]
-    return [int8_or_pruning(page("10_report", "points_of")[0](evidence)), is_it_97(whole), gain_by_teaching(evidence)]
+    return [
+        int8_or_pruning(page("10_report", "points_of")[0](evidence)),
+        is_it_97(whole, evidence),
+        gain_by_teaching(evidence),
+    ]
 
 
 def test_without_records_every_claim_says_what_it_needs(evidence, page, verdict, ledger):
@@ -229,6 +235,9 @@ def test_a_gpu_beside_the_processor_is_no_second_record_a4(evidence, page):
             variant(evidence.space.records, "released", name, times * (5 if unit else 1), 10, **unit)
     variant(evidence.space.records, "released", "onnx_int8_embeddings", 3.0, 10, "quantization")
     variant(evidence.space.records, "released", "fp32", 1.0, 10, "quantization")
+    for device in (None, "cuda"):
+        _, made = claims.variants_of(evidence, "pruning", *names, device=device)
+        assert [record["unit"].get("device") for record in made] == [device] * 4
     _, answer, advice = page("10_report", "bought", "int8_or_pruning", "advice")
     points = page("10_report", "points_of")[0](evidence)
     assert points.latency_times_as_fast.max() == 4.0 and set(points.model) == {"released"}
@@ -243,7 +252,7 @@ def test_what_to_do_is_said_where_it_was_measured_alone(evidence, page):
         variant(evidence.space.records, "student", name, times, 10, "quantization")
     points_of, decisions = (page("10_report", "bought", name)[1] for name in ("points_of", "decisions"))
     points = points_of(evidence)
-    for flags, place in ((["avx2", "avx512_vnni"], "with instructions for 8 bits"), (["avx2"], "without")):
+    for flags, place in ((["avx2", "avx512_vnni"], "with instructions for 8 bits"), (["avx2"], "without them")):
         table = decisions(points, flags)
         (measured,) = table.index[table["take"] != tables.NOTHING]
         assert measured == f"a CPU {place}" and table.loc[measured, "times as fast"] == "3.0"
@@ -304,13 +313,15 @@ def test_students_of_two_teachers_are_not_compared_a4(evidence, changed):
     )
 
 
-def test_what_is_kept_of_a_lead_over_guessing_and_records_are_counted_once(evidence):
+def test_what_is_kept_of_a_lead_over_guessing_and_records_are_counted_once(evidence, verdict):
     """Of 200 balanced rows fp32 gets 180 right and the variant 172: 72 of 80 rows over guessing, less is published."""
     for name, wrong in (("fp32", 20), ("taylor_50_int8", 28)):
         variant(evidence.space.records, "student", name, 2.0, wrong)
     found = {claim.name: finding for claim, finding in claims.judge(evidence)}["cutting"]
     kept = found.parts[1]
-    assert kept.ours == pytest.approx(90) and kept.low < 90 < kept.high and kept.whole == 100
+    assert kept.ours == pytest.approx(90) and kept.low < 90 < kept.high
+    assert (kept.none, kept.whole) == (100, None), "“costly”: what is lost is the effect, and little lost refutes it"
+    assert verdict(kept) == HOLDS and verdict(kept._replace(ours=98, low=96, high=100.5)) == NOT
     assert kept.printed == pytest.approx(100 * (87.16 - 50) / (91.06 - 50))
     assert len(found.parts) == 2 and len(found.records) == 2, "both numbers rest on the same records"
 

@@ -16,7 +16,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 from helpers import REPOSITORY, ROOT, profiles
-from helpers.compression import variants
+from helpers.compression import onnx, variants
 from helpers.measure import records
 from tools import notebooks
 
@@ -217,6 +217,7 @@ def test_the_series_makes_records_tables_and_figures(executed):
     expected["quantization"] = 2 * len(here)  # the variants; the losses
     # The variants, and the last rung, in 8 bits with embeddings or trimmed; the losses.
     expected["pruning"] = (1 + 1 + 3 + 1 + 1 + 2 + 3) + (1 + 3) + (1 + 1 + 3 + 1) + 2
+    expected |= {"recovery": 2, "eighth_bit": 0 if onnx.needs_reduced_range() else 1, "compiled": 0}
     expected["edge"] = 2 * 2 * 2 * 2  # heads, pruned or not, in 8 bits or not, formats
     # The grid; the mistakes, most of them at three stages, on two texts.
     expected["perplexity"] = 3 * 5 * 3 + (3 * 7 + 1) * 2 + 1
@@ -226,6 +227,7 @@ def test_the_series_makes_records_tables_and_figures(executed):
     for name in (
         *tables,
         "02_gaps",
+        "02_padding",
         "03_imdb",
         "03_truncation",
         "04_squad",
@@ -238,7 +240,6 @@ def test_the_series_makes_records_tables_and_figures(executed):
         "08_lengths",
         "08_pass",
         "08_alone",
-        "08_padding",
         "09_operations",
         "09_vocabulary",
         "09_answers_masked_lm",
