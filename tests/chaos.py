@@ -21,7 +21,7 @@ from pathlib import Path
 import nbformat
 import PIL.Image
 import psutil
-from safetensors.numpy import load_file
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
