@@ -461,6 +461,21 @@ def test_the_page_says_what_a_quarter_of_the_corpus_is_a5():
     assert 0.45 < own / whole < 0.47 and own * times == pytest.approx(whole, rel=0.02)
 
 
+def test_the_pages_say_what_was_left_unsaid_b7_c(verdict):
+    """Point B7: a rule "written down before" records that were older. C: sessions, the best of many, clipping."""
+
+    def text(name: str) -> str:
+        return (ROOT / name).read_text(encoding="utf-8")
+
+    assert "written down before" not in text("notebooks/10_report.ipynb")
+    assert "between sessions the same ratio may differ by more" in text("results/laptop/tables/10_ledger.md")
+    assert "best of" in text("results/laptop/tables/10_advice.csv").splitlines()[0]
+    assert "clipped more often" in text("notebooks/01_pretraining_distillation.ipynb")
+    assert "precision is auto" in text("helpers/profiles/laptop.yaml")
+    judged = {claim.name: found for claim, found in claims.judge(committed())}
+    assert verdict(judged["layers"]) == UNDECIDED, "one pretraining, whose start decides at so few steps"
+
+
 def test_advice_is_among_those_that_lose_no_more_than_a_point(page):
     advice, points_of = page("10_report", "advice", "points_of")
     points = points_of(committed())
