@@ -73,7 +73,7 @@ def cut(tokenizer) -> list:
 
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(WORDS, size)) for size in random.integers(5, 60, size=40)]
-    return encoding.blocks(texts, tokenizer, 24)
+    return encoding.blocks(texts, tokenizer, 24)[0]
 
 
 @pytest.fixture(scope="session")

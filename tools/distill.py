@@ -34,11 +34,12 @@ def train(options: argparse.Namespace) -> None:
     if not cpu and processes > there:
         raise InputError(f"{processes} processes for {there} GPU(s): start as many as there are, or add --cpu")
     state = PartialState(cpu=cpu)
-    told = gather_object([records.digest(profiles.as_settings(profile) | parameters)])
+    told = gather_object([records.digest(profile.model_dump() | parameters)])
     if len(set(told)) > 1:
         raise InputError("the processes were given different profiles or settings: start all with the same line")
     space = records.Workspace(profile, parameters.get("store"))
-    lock = hold(space) if state.is_main_process else None
+    held = os.environ.get("SERIES_HELD") == str(space.results)  # by the run whose notebook 01 started this one
+    _lock = hold(space) if state.is_main_process and not held else None  # until this ends
     for kind in (pretraining.Pretraining, pretraining.Ablated):
         experiment = kind(profile, space)
         for unit in experiment.units:
@@ -48,8 +49,6 @@ def train(options: argparse.Namespace) -> None:
             state.wait_for_everyone()
             if state.is_main_process:
                 experiment.run([unit])
-    if lock:
-        lock.close()
 
 
 def main() -> int:

@@ -7,7 +7,6 @@ from concurrent.futures import ProcessPoolExecutor
 from html import escape
 from itertools import repeat
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import nbformat
@@ -15,7 +14,6 @@ from bs4 import BeautifulSoup
 from jinja2 import Template, pass_context
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
-from nbconvert.filters import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from pygments.formatters import HtmlFormatter
@@ -62,9 +60,6 @@ class MathRenderer(IPythonRenderer):
     def block_math(self, body: str) -> str:
         return self.inline_math(body, "block")
 
-    def latex_environment(self, name: str, body: str) -> str:
-        return self.block_math(rf"\begin{{{name}}}{body}\end{{{name}}}")
-
 
 class Exporter(HTMLExporter):
     """nbconvert's HTML without a page around it."""
@@ -97,23 +92,12 @@ def write_pages(workspace: Workspace) -> Path:
     return index
 
 
-HIGHLIGHT = Highlight2HTML(pygments_lexer="ipython3")
-CODE: list[str] = []  # of the page at hand, put in at the end: the bulk of it, with nothing to look for
-
-
-def _set_aside(source: str, **_metadata: Any) -> str:
-    CODE.append(HIGHLIGHT(source))
-    return f"[code {len(CODE)}]"
-
-
-# Once for all pages: with other filters it would read its templates anew. None of its preprocessors has anything to do.
-SHAPE = {"template_name": "basic", "exclude_output_prompt": True, "default_preprocessors": []}
-EXPORTER = Exporter(filters={"highlight_code": _set_aside}, **SHAPE)
+# Once for all pages: it would read its templates anew. None of its preprocessors has anything to do.
+EXPORTER = Exporter(template_name="basic", exclude_output_prompt=True, default_preprocessors=[])
 
 
 def _page(notebook: nbformat.NotebookNode, names: list[str], report: Path) -> tuple[str, str]:
     """The notebook's title, and itself as HTML, with nothing in it that would have to be fetched or run."""
-    CODE.clear()
     soup = BeautifulSoup(EXPORTER.from_notebook_node(notebook)[0], "html.parser")
     for tag in soup.select("script, link, .prompt:empty"):
         tag.decompose()
@@ -132,4 +116,4 @@ def _page(notebook: nbformat.NotebookNode, names: list[str], report: Path) -> tu
     for image in soup.select("img:not([src^=data])"):  # a badge, say: nothing may be fetched
         image.replace_with(image.get("alt", ""))
     title = soup.h1.get_text().removesuffix("¶") if soup.h1 else "untitled"
-    return escape(title), re.sub(r"\[code (\d+)\]", lambda mark: CODE[int(mark[1]) - 1], str(soup))
+    return escape(title), str(soup)

@@ -240,6 +240,7 @@ def run(options: argparse.Namespace) -> int:
 
         machine.device(profile)
     lock = hold(workspace)
+    os.environ["SERIES_HELD"] = str(workspace.results)
     workspace.sweep()
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # not another kernel called python3, of the user's own
     os.chdir(ROOT)

@@ -52,7 +52,6 @@ def export(model: PreTrainedModel, tokenizer_from: Path, folder: Path, hidden: b
     example = tuple(torch.ones(2, 16, dtype=torch.int64) for _ in inputs)
     length = torch.export.Dim("length", max=checkpoints.longest(model.config))
     free = {0: torch.export.Dim("batch"), 1: length}
-
     with checkpoints.written(folder, tokenizer_from) as building, warnings.catch_warnings(), quiet("torch.onnx"):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -99,7 +98,6 @@ def quantize(source: Path, folder: Path, bits: str = "onnx_int8", examples: Sequ
     _store_what_is_turned(graph.graph)
     eight = {"per_channel": True, "reduce_range": needs_reduced_range(), "weight_type": QuantType.QInt8}
     kinds = ["MatMul", "Gemm"] + ["Gather"] * (bits in ("onnx_int8_embeddings", "onnx_int4"))
-
     # On the root logger it advises to preprocess what has been exported clean.
     with checkpoints.written(folder, source) as building, quiet():
         target = building / "model.onnx"

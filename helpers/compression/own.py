@@ -42,8 +42,6 @@ RECIPE = Recipe(learning_rate=5e-5, epochs=1)  # of what was cut, towards the or
 EIGHT = "onnx_int8_embeddings"
 SINGLE = {"int8": Variant(bits=EIGHT), "bf16": Variant(bits="bf16"), "trimmed": Variant(bits=SMALLEST, trimmed=True)}
 SINGLE |= {"static": Variant(bits=STATIC), "int4": Variant(bits="onnx_int4")}
-TITLES = {EXPORTED: "fp32 in ONNX Runtime", EIGHT: "int8 with embeddings", SMALLEST: "int8 with embeddings"}
-TITLES |= {STATIC: "int8, inputs' scales fixed ahead", "onnx_int4": "4 bits, embeddings in 8"}
 
 
 class Rows(NamedTuple):
@@ -114,7 +112,7 @@ class Smaller(Experiment):
         made |= {"packages": variants.packages(variant), "threads": self.threads, "data": self.dev.source["revision"]}
         made["repeats"] = self.profile.quantization.repeats
         if variant.needs_rows:
-            made |= {"train": train.source["revision"], "recipe": profiles.as_settings(RECIPE)}
+            made |= {"train": train.source["revision"], "recipe": RECIPE.model_dump()}
             made["commonest"] = pruning.COMMONEST
         return made | records.processor()
 
@@ -150,7 +148,7 @@ class Session(Experiment):
 
     def settings(self, unit: dict) -> dict:
         files = {name: self.of.record({"variant": name})["details"]["checkpoint"] for name in self.names}
-        how = {"threads": self.of.threads, "rules": profiles.as_settings(self.profile.timing)}
+        how = {"threads": self.of.threads, "rules": self.profile.timing.model_dump()}
         return {"version": VERSION, "files": files} | how | records.processor()
 
     @functools.cached_property
@@ -366,10 +364,7 @@ def recommend(table: pd.DataFrame, points: float, at: dict) -> tuple[str, str]:
 
 def title(name: str) -> str:
     """A variant's name in the report."""
-    variant = parse(name)
-    parts = ["trained again"] * (variant.recovered and not variant.cut) + ["vocabulary trimmed"] * variant.trimmed
-    parts = [f"{variant.amount}% of heads and neurons cut"] * bool(variant.cut) + parts
-    return "the original" if variant == Variant() else ", ".join([*parts, TITLES.get(variant.bits, variant.bits)])
+    return "the original" if name == BASE else variants.label(name)
 
 
 def hand_over(out: Path, tried: Smaller, chosen: str, table: pd.DataFrame, said: list[str], at: dict) -> None:

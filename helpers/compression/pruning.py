@@ -91,13 +91,6 @@ def sparsity(model: PreTrainedModel) -> float:
     return sum(int((weight == 0).sum()) for weight in found) / sum(weight.numel() for weight in found)
 
 
-def sparse_size_mb(model: PreTrainedModel) -> float:
-    """What the weights would take if zeros of the encoder's matrices weren't stored, in MB: a bit each says where."""
-    encoder = weights(model)
-    dense = 4 * (sum(p.numel() for p in model.parameters()) - sum(weight.numel() for weight in encoder))
-    return (dense + sum(4 * int((weight != 0).sum()) + weight.numel() / 8 for weight in encoder)) / 1e6
-
-
 def magnitude(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """How large the weights of each head [layers, heads] and of each neuron [layers, neurons] are: their L2 norm."""
     size, heads, neurons = head_size(model), [], []
@@ -287,7 +280,6 @@ def trim(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stay: list[
     described["post_processor"] = _renumbered(described["post_processor"], new)
     made = copy.deepcopy(tokenizer)
     made._tokenizer = type(tokenizer.backend_tokenizer).from_str(json.dumps(described))
-
     rows = torch.tensor(stay)
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     embeddings.weight = nn.Parameter(embeddings.weight.detach()[rows])

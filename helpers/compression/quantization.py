@@ -25,18 +25,14 @@ from . import pruning
 # What bitsandbytes leaves as it is: beginnings of names.
 HEADS = ["classifier", "pre_classifier", "bert.pooler", "qa_outputs", "cls", "vocab_transform", "vocab_projector"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-BITS = (*DTYPES, "torch_int8", "torch_int8_embeddings", "torchao_int8", "bnb_int8")
-BITS += ("bnb_nf4", "bnb_nf4_double", "bnb_fp4", "bnb_fp4_double")
 TORCHAO = "0.18"  # its tensors can be saved by safetensors from this version on
 
 
 def save(bits: str, source: Path, target: Path) -> None:
     """Make the checkpoint in `source` anew in other bits, and save it in `target`, whole or not at all.
 
-    InputError for no such bits, for bits that cannot be had here (the reason is told), and if `source` is quantized.
+    InputError for bits that cannot be had here (the reason is told), and if `source` is quantized.
     """
-    if bits not in BITS:
-        raise InputError(f"unknown variant {bits!r}: expected one of {', '.join(BITS)}")
     if bits_of(source) != "fp32":
         raise InputError(f"{source} is {bits_of(source)} already: quantize the checkpoint that it was made from")
     if bits not in DTYPES and (reason := why_not(bits, cut=(source / pruning.FILE).exists())):

@@ -204,21 +204,15 @@ class Source:
         """`root`: where its variants are kept. With `fresh`, what is there already is made again, once."""
         self.root, self.fresh, self.made = root, fresh, set()
 
+    @functools.cache  # noqa: B019 - a source lives as long as its experiment
     def importances(self, criterion: str) -> "tuple[Tensor, Tensor]":
-        """Importances by one of taylor, magnitude and random."""
+        """Importances of heads [layers, heads] and neurons [layers, neurons] by one of taylor, magnitude and random."""
         from . import pruning, quantization
 
+        model = quantization.load(self.whole, self.device if criterion == "taylor" else "cpu")
         if criterion == "taylor":
-            return self.taylor
-        model = quantization.load(self.whole, "cpu")
+            return pruning.by_loss(model, self.examples, self.rows, self.pad)
         return pruning.magnitude(model) if criterion == "magnitude" else pruning.at_random(model, seed=0)
-
-    @functools.cached_property
-    def taylor(self) -> "tuple[Tensor, Tensor]":
-        """Importances of heads [layers, heads] and neurons [layers, neurons] by the model's own loss."""
-        from . import pruning, quantization
-
-        return pruning.by_loss(quantization.load(self.whole, self.device), self.examples, self.rows, self.pad)
 
     def calibration(self) -> list[dict]:
         """Examples by which scales are fixed ahead: input_ids, attention_mask and token_type_ids [tokens] each."""

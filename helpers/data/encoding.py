@@ -21,16 +21,12 @@ UNLIKELY = -1e4  # a logit that no answer begins or ends with; fp16 can hold it
 Blocks = list[np.ndarray]  # token ids [tokens] each
 
 
-def blocks(documents: Sequence[str], tokenizer: Tokenizer, length: int) -> Blocks:
+def blocks(documents: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[Blocks, np.ndarray]:
     """Token ids of `documents` in blocks of at most `length`, [CLS] and [SEP] around each; InputError if they're empty.
 
-    A block never crosses from one document into the next, so the last block of a document may be short.
+    A block never crosses from one document into the next, so the last block of a document may be short. Beside them
+    the number of the document that each is from, int [blocks].
     """
-    return blocks_and_documents(documents, tokenizer, length)[0]
-
-
-def blocks_and_documents(documents: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[Blocks, np.ndarray]:
-    """`blocks`, and the number of the document that each is from, int [blocks]."""
     if not any(document.strip() for document in documents):
         raise InputError("the corpus is empty: expected at least one document with text in it")
     body = length - 2
@@ -45,7 +41,7 @@ def corpus_blocks(
 ) -> tuple[Blocks, dict]:
     """Blocks of one split of the profile's corpus, and its provenance. `cap`: so many at most, from the beginning."""
     rows, source = corpus_rows(profile, config, split)
-    cut = blocks(list(articles(rows, tokenizer.unk_token)), tokenizer, profile.corpus.block_length)
+    cut, _ = blocks(list(articles(rows, tokenizer.unk_token)), tokenizer, profile.corpus.block_length)
     if cap is not None and cap < len(cut):
         cut, source = cut[:cap], source | {"capped": {split: f"{cap} of {len(cut)} blocks"}}
     return cut, source
@@ -70,7 +66,7 @@ def drawn_blocks(profile: Profile, tokenizer: Tokenizer, text: str, split: str, 
         documents = list(articles(rows, tokenizer.unk_token))
     else:
         documents, source = problems(profile, split, answers=text == "gsm8k_answers")
-    cut, owners = blocks_and_documents(documents, tokenizer, corpus.block_length)
+    cut, owners = blocks(documents, tokenizer, corpus.block_length)
     special = set(tokenizer.all_special_ids)
     chosen = np.flatnonzero([not special.issuperset(ids.tolist()) for ids in cut])  # some: only [UNK]
     if cap is not None and cap < len(chosen):

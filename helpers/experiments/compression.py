@@ -21,7 +21,7 @@ from ..measure import machine, metrics, records, timing
 from ..measure.sweep import Experiment
 from ..models import checkpoints
 from ..models.distillation import heldout_losses
-from ..profiles import Profile, Recipe, as_settings
+from ..profiles import Profile, Recipe
 from . import glue
 from .pretraining import TEACHER, Pretraining
 
@@ -86,9 +86,9 @@ class Compression(Experiment):
 
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers."""
-        recipe, timed = as_settings(self.glue.recipe(unit)), as_settings(self.timed)
+        recipe, timed = self.glue.recipe(unit).model_dump(), self.timed.model_dump()
         how = {name: timed[name] for name in ("threads", "length", "batch_size")}
-        how |= {"rules": as_settings(self.profile.timing)} | records.processor()
+        how |= {"rules": self.profile.timing.model_dump()} | records.processor()
         how |= hub.state(self.profile, self.glue.data_id)
         how |= {"gpu": torch.cuda.get_device_name(0)} if "device" in unit else {}
         how |= {"repeats": self.timed.repeats * self.isolated(unit), "device": unit.get("device", "cpu")}
@@ -164,13 +164,15 @@ class Compression(Experiment):
 
 
 def _left(model: PreTrainedModel, variant: Variant) -> tuple[dict, dict]:
-    """What is left of a model: parameters, zeros, and the size if these weren't stored; which heads and neurons."""
+    """What is left of a model: parameters, the share of zeros; which heads and neurons."""
     scores = {"parameters": checkpoints.parameters(model)}
     if variant.bits != BASE:
         return scores, {}
-    scores |= {"sparsity": pruning.sparsity(model), "sparse_size_mb": pruning.sparse_size_mb(model)}
     kept = getattr(model, "kept", None)
-    return scores, {"heads": kept.heads, "neurons": [len(own) for own in kept.neurons]} if kept else {}
+    return scores | {"sparsity": pruning.sparsity(model)}, {
+        "heads": kept.heads,
+        "neurons": [len(own) for own in kept.neurons],
+    } if kept else {}
 
 
 class FineTuned(variants.Source):
@@ -216,7 +218,7 @@ class FineTuned(variants.Source):
         if variant.trimmed:
             made["commonest"] = pruning.COMMONEST
         if variant.recovered:
-            made["recovery"] = as_settings(self.recovery) | {"precision": self.precision}
+            made["recovery"] = self.recovery.model_dump() | {"precision": self.precision}
         return made
 
     def sources(self, model: PreTrainedModel) -> list[dict]:
@@ -275,7 +277,7 @@ class Losses(Experiment):
         made |= {"packages": variants.packages(variant), "flags": records.processor()["flags"]}
         if self.name == "pruning":
             made["calibration_rows"] = self.profile.pruning.calibration_rows
-        corpus, how = as_settings(self.profile.corpus), as_settings(self.profile.distillation)
+        corpus, how = self.profile.corpus.model_dump(), self.profile.distillation.model_dump()
         recipe = {"positions": how["positions"], "mask_rate": how["mask_rate"]}
         recipe["blocks"] = self.profile.quantization.blocks
         made |= {"teacher": self.pretraining.weights(TEACHER), "corpus": corpus, "recipe": recipe}

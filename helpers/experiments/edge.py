@@ -13,7 +13,7 @@ from ..data import hub
 from ..measure import machine, records
 from ..measure.sweep import Experiment
 from ..models import checkpoints
-from ..profiles import Profile, as_settings
+from ..profiles import Profile
 from . import compression
 
 VERSION = 2  # raised whenever the code changes the numbers it makes
@@ -67,7 +67,7 @@ class Deployed(Experiment):
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers."""
         how = {"threads": unit["threads"], "length": self.own.length, "repeats": self.own.repeats, "device": "cpu"}
-        how |= {"rules": as_settings(self.profile.timing)} | records.processor()
+        how |= {"rules": self.profile.timing.model_dump()} | records.processor()
         if self.judged(unit):
             how |= {"judged_on": self._judged_on(unit["head"])} | self.read(unit["head"])
         return {"made": self.made_of(unit)} | how
@@ -82,9 +82,9 @@ class Deployed(Experiment):
 
     def _judged_on(self, head: str) -> dict:
         if head == TASK:
-            recipe = as_settings(self.pruned.glue.recipe({"task": TASK}))
+            recipe = self.pruned.glue.recipe({"task": TASK}).model_dump()
             return {name: recipe[name] for name in ("dev_rows", "length")}
-        corpus = as_settings(self.profile.corpus)
+        corpus = self.profile.corpus.model_dump()
         text = {name: corpus[name] for name in ("id", "heldout", "block_length")}
         return text | {"blocks": self.own.blocks, "mask_rate": self.profile.distillation.mask_rate}
 

@@ -17,7 +17,7 @@ from ..measure import machine, metrics, records
 from ..measure.metrics import GLUE
 from ..measure.sweep import Experiment
 from ..models import checkpoints, distillation, finetuning, training
-from ..profiles import Profile, Recipe, as_settings
+from ..profiles import Profile, Recipe
 from .pretraining import Pretraining
 
 VERSION = 1  # raised whenever the code changes the numbers it makes
@@ -120,7 +120,7 @@ class Downstream(Experiment):
 
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers; InputError if its start or its teacher isn't made yet."""
-        recipe = as_settings(self.recipe(unit))
+        recipe = self.recipe(unit).model_dump()
         del recipe["evaluation_batch_size"]  # changes nothing but the time
         start = self.start_hash(unit["model"]) or self.pretraining.weights(self.origin(unit["model"]))
         settings = {"version": VERSION, "precision": self.precision, "recipe": recipe, "start": start}

@@ -15,7 +15,7 @@ from ..measure import machine, metrics, records
 from ..measure.timing import Interval
 from ..models import checkpoints, masked_lm, training
 from ..models.distillation import DistillationTrainer, train
-from ..profiles import Profile, Training, as_settings
+from ..profiles import Profile, Training
 from .glue import Downstream
 
 VERSION = 1  # raised whenever the code changes the numbers it makes
@@ -82,7 +82,7 @@ class Stages(Downstream):
 
     def common(self, unit: dict) -> dict:
         """What changes every number of the notebook: how text is cut and masked, and which the unit's model reads."""
-        corpus = as_settings(self.profile.corpus)
+        corpus = self.profile.corpus.model_dump()
         text = {name: corpus[name] for name in ("id", "train", "heldout", "block_length")}
         names = {unit.get("text", "wikitext"), TUNED_ON.get(unit.get("stage"), unit.get("text", "wikitext"))}
         ids = {corpus["id"] if name == "wikitext" else "openai/gsm8k" for name in names}
@@ -98,7 +98,7 @@ class Stages(Downstream):
         if unit["stage"] in TUNED_ON:
             names = ("learning_rate", "epochs", "batch_size", "train_blocks", "mask_rate")
             made |= {name: getattr(self.own, name) for name in names}
-            made |= {"corpus": as_settings(self.profile.corpus), "fine_tuned_on": self.profile.corpus.heldout}
+            made |= {"corpus": self.profile.corpus.model_dump(), "fine_tuned_on": self.profile.corpus.heldout}
             made["precision"] = self.precision
         return made
 

@@ -15,7 +15,7 @@ from ..data import encoding, hub, miniworld
 from ..measure import machine, records
 from ..measure.sweep import READ_ONLY, Experiment
 from ..models import checkpoints, distillation, masked_lm, training
-from ..profiles import Profile, Training, as_settings
+from ..profiles import Profile, Training
 
 VERSION = 1  # raised whenever the code changes the numbers it makes
 TEACHER = {"model": "teacher", "seed": 0}
@@ -101,13 +101,13 @@ class Pretraining(Experiment):
 
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers; InputError if a student's teacher has not been made yet."""
-        settings = {"version": VERSION, "precision": self.precision, "corpus": as_settings(self.profile.corpus)}
+        settings = {"version": VERSION, "precision": self.precision, "corpus": self.profile.corpus.model_dump()}
         settings |= hub.state(self.profile, self.profile.corpus.id)
-        spec, recipe = MODELS[unit["model"]], as_settings(self.recipe)
+        spec, recipe = MODELS[unit["model"]], self.recipe.model_dump()
         if spec.start == "as it comes":
             settings |= {unit["model"]: self._given(unit).partition("@")[0], "revision": self._revision(unit)}
         if unit == TEACHER:
-            settings["training"] = as_settings(self.profile.teacher_training)
+            settings["training"] = self.profile.teacher_training.model_dump()
             return settings | {"recipe": {name: recipe[name] for name in ("mask_rate", "mask_smoothing")}}
         settings["teacher"], own = self.weights(TEACHER), ("seeds", "variants", "layers", "snapshots", "equal_time")
         if stages := self.stages(unit):

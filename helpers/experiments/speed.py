@@ -15,7 +15,7 @@ from ..measure import machine, records
 from ..measure.sweep import Experiment
 from ..measure.timing import SIDES
 from ..models import distillation
-from ..profiles import Profile, as_settings
+from ..profiles import Profile
 from .pretraining import Pretraining
 
 VERSION = 1  # raised whenever the code changes the numbers it makes
@@ -93,7 +93,7 @@ class Speed(Experiment):
         settings = {"version": VERSION, "packages": packages, "shapes": shapes, "device": unit.get("device", "cpu")}
         settings |= {"gpu": torch.cuda.get_device_name(0)} if "device" in unit else {}
         settings |= records.processor()
-        settings |= {"rules": as_settings(self.profile.timing), "threads": unit.get("threads", 1)}
+        settings |= {"rules": self.profile.timing.model_dump(), "threads": unit.get("threads", 1)}
         if "depth" in unit:
             settings["depths"] = self.depths(unit["pair"])
         if "text" in unit:  # whose tokens they are

@@ -5,10 +5,11 @@ import os
 from typing import TYPE_CHECKING
 
 import torch
+from torch.utils.benchmark import Timer
 
 from .. import InputError
 from ..profiles import Profile
-from . import records, timing
+from . import records
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -86,8 +87,8 @@ def tokens_per_s(config: "PretrainedConfig", device: torch.device, precision: st
                 loss = model(input_ids=batch).last_hidden_state.float().pow(2).mean()
             loss.backward()
 
-        learn()  # warm up
-        _rates[key] = BACKWARD * batch.numel() / timing.timer(device.type)(learn)
+        timer = Timer("learn()", globals={"learn": learn}, num_threads=torch.get_num_threads())  # warms up, and waits
+        _rates[key] = BACKWARD * batch.numel() / timer.timeit(1).mean
     return _rates[key]
 
 

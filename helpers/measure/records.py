@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -102,11 +102,13 @@ class Workspace:
         return record
 
 
-class Measurement:
+class Measurement(NamedTuple):
     """What measuring a unit gives: its metrics, the data and models they come from, and details such as curves."""
 
-    def __init__(self, metrics: dict[str, float], data: list[dict], models: list[dict], details: dict | None = None):
-        self.metrics, self.data, self.models, self.details = metrics, data, models, details or {}
+    metrics: dict[str, float]
+    data: list[dict]
+    models: list[dict]
+    details: dict = {}
 
 
 def slug(unit: dict) -> str:

@@ -52,7 +52,7 @@ Compressed = Annotated[list[Literal["sst2", "mrpc"]], Some, Once]  # the tasks w
 
 
 class Part(BaseModel, frozen=True, extra="forbid"):
-    """What parts of a profile have in common."""
+    """What parts of a profile have in common: as plain data, by `model_dump`, they go into the settings of records."""
 
 
 class Corpus(Part):
@@ -345,11 +345,6 @@ def known_keys(kind: type = Profile, prefix: str = "") -> list[str]:
 def is_key(key: str) -> bool:
     """Whether `key` ("distillation.seeds", "precision") names something in a profile; its `name` is not for setting."""
     return key in known_keys() and key != "name"
-
-
-def as_settings(part: Part) -> dict[str, Any]:
-    """A part of a profile as plain data, for a record's settings: all that could change a number, as saving can't."""
-    return part.model_dump()
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:

@@ -93,39 +93,21 @@ def chart(points: pd.DataFrame, cost: str, xlabel: str, ylabel: str, shown: Coll
     for number, row in enumerate(named.itertuples(), start=1):
         axes.annotate(str(number), (getattr(row, cost), row.score), **place)
         numbers.append(Line2D([], [], linestyle="none", color="0.15", marker=f"${number}$", label=row.label))
-    wide = named.label.str.len().max() > 60  # two such beside each other would not fit
-    figure.legend(handles=numbers, loc="outside upper left", ncols=1 if wide else 2, fontsize=9)
+    beside = 1 if named.label.str.len().max() > 60 else 2  # two wide ones would not fit
+    figure.legend(handles=numbers, loc="outside upper left", ncols=beside, fontsize=9)
     axes.set(xlabel=f"{xlabel}, log scale", ylabel=ylabel)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
-def steps(points: pd.DataFrame, cost: str, xlabel: str, ylabel: str) -> Figure:
-    """The chart technique by technique, a panel each: what there was before, the new one, where the front is now."""
-    there = [family for family in TECHNIQUES if family in set(points.family)]
-    lines = 1 if len(there) < 6 else 2
-    columns = -(-len(there) // lines)
-    shape = {"figsize": (max(9, 2.3 * columns), 0.5 + 2.4 * lines), "squeeze": False, "sharex": True, "sharey": True}
-    figure, panels = plt.subplots(lines, columns, layout="constrained", **shape)
-    for number, (axes, new) in enumerate(zip(panels.flat, there, strict=False)):
-        _draw_points(axes, points, cost, there[: number + 1], new)
-        axes.set_title(f"+ {new}" if number else new, fontsize=10)
-        axes.tick_params(labelbottom=number + columns >= len(there))
-    for axes in panels.flat[len(there) :]:
-        axes.set_visible(False)
-    figure.supxlabel(f"{xlabel}, log scale", fontsize=11)
-    figure.supylabel(ylabel, fontsize=11)
-    return figure
-
-
-def _draw_points(axes: plt.Axes, points: pd.DataFrame, cost: str, shown: Collection[str], new="") -> pd.DataFrame:
-    """The front; `new`: the family that comes in now, where the others are to be paler."""
+def _draw_points(axes: plt.Axes, points: pd.DataFrame, cost: str, shown: Collection[str]) -> pd.DataFrame:
+    """Every point of some families, fp32's band and the front, which is returned."""
     drawn = points[points.family.isin(shown)]
     for name, own in drawn.groupby("family", sort=False):
-        style = {"color": TECHNIQUES[name], "alpha": 1 if new in ("", name) else 0.35}
-        axes.plot(own[cost], own.score, MARKERS[name], markersize=6, label=name, **style)
+        colour = TECHNIQUES[name]
+        axes.plot(own[cost], own.score, MARKERS[name], markersize=6, label=name, color=colour)
         if f"{cost}_low" in own:
-            axes.hlines(own.score, own[f"{cost}_low"], own[f"{cost}_high"], linewidth=1, **style)
+            axes.hlines(own.score, own[f"{cost}_low"], own[f"{cost}_high"], linewidth=1, color=colour)
     for base in points[points.variant == "fp32"].itertuples():
         half = 1.96 * np.sqrt(base.score * (100 - base.score) / base.rows)
         band = {"color": "grey", "alpha": 0.12, "linewidth": 0, "label": "chance of the rows drawn (fp32)"}

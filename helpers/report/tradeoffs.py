@@ -14,7 +14,6 @@ from . import comparison, tables
 from .tables import INTERVAL, Column, ends
 
 NEAR = 1.0  # points: what a variant may lose and still be advised
-HARDLY = 3.0  # points: no more than this above knowing nothing
 SCORE, SIZE = Column("score (%)", "score", "{:.1f}", 100), Column("size (MB)", "size_mb")
 AGAINST, AHEAD = "against the whole model (points)", "{:+z.1f} (p {})"  # that was trained as long
 TIMES = "latency_times_as_fast"  # as fp32, for one row
@@ -126,25 +125,10 @@ def everything(found: Sequence[dict]) -> pd.DataFrame:
         row = rows.setdefault(label(record), {})
         row |= {name: score.cell(record), f"{name}: size (MB)": SIZE.cell(record)}
         row[f"{name}: times as fast"] = f"{record['metrics'][TIMES]:.2f}"
-        lazy[name] = f"{_commoner(record):.1f}"
+        truth = unpack(record["details"]["references"])
+        lazy[name] = f"{100 * metrics.by_guessing(record['unit']['task'], truth):.1f}"
     rows |= {"always the commoner answer": lazy} if found else {}
     return pd.DataFrame(rows).T.fillna(tables.NOTHING).rename_axis("variant")
-
-
-def hardly_better(found: Sequence[dict]) -> str:
-    """On which tasks the whole model is so near to always giving the commoner answer that scores say little."""
-    whole = [(one["unit"], 100 * one["metrics"]["score"], _commoner(one)) for one in of(found, variant=BASE)]
-    return "\n".join(
-        f"- On {unit['task']} the {tables.MODELS[unit['model']]} in fp32 scores {score:.1f}, and the commoner "
-        f"answer, always given, {lazy:.1f}: there is little to lose, so a score there says little."
-        for unit, score, lazy in whole
-        if score - lazy < HARDLY
-    )
-
-
-def _commoner(record: dict) -> float:
-    """The score in percent of always giving the answer that is right most often."""
-    return 100 * metrics.by_guessing(record["unit"]["task"], unpack(record["details"]["references"]))
 
 
 def repeats(found: Sequence[dict]) -> float:

@@ -97,9 +97,6 @@ def test_single_weights_go_by_their_size_over_all_layers(model, share):
         for part in old:
             assert old[part].weight[new[part].weight == 0].abs().max() <= kept.min()
             assert torch.equal(old[part].bias, new[part].bias)
-    encoder = sum(m.weight.numel() for layer in pruning.matrices(model) for m in layer.values())
-    by_hand = 4 * (checkpoints.parameters(model) - encoder) + 4 * round(encoder * (1 - share)) + encoder / 8
-    assert pruning.sparse_size_mb(model) == pytest.approx(by_hand / 1e6, rel=1e-3)
     assert checkpoints.size_mb(model) == checkpoints.size_mb(before), "masks save nothing"
 
 

@@ -17,7 +17,7 @@ def binomial_bounds(n: int, p: float) -> tuple[float, float]:
 
 def test_blocks_hold_every_token_once_and_cross_no_document(tokenizer):
     texts = ["the old baker " * 20, "river", "a bridge of stone " * 9]
-    cut = encoding.blocks(texts, tokenizer, 16)
+    cut, _ = encoding.blocks(texts, tokenizer, 16)
     bodies = [block[1:-1].tolist() for block in cut]
     assert all(block[0] == tokenizer.cls_token_id and block[-1] == tokenizer.sep_token_id for block in cut)
     assert all(len(block) <= 16 for block in cut)
@@ -40,7 +40,7 @@ def test_mask_rates(tokenizer, smoothing):
     """15% of ordinary tokens; 80% [MASK], 10% random, 10% kept; nothing special, nothing unknown."""
     random = np.random.default_rng(1)
     words = random.choice([*WORDS, "unseenword"], 60_000)
-    cut = encoding.blocks([" ".join(words[i : i + 50]) for i in range(0, 60_000, 50)], tokenizer, 24)
+    cut, _ = encoding.blocks([" ".join(words[i : i + 50]) for i in range(0, 60_000, 50)], tokenizer, 24)
     counts = np.bincount(np.concatenate(cut), minlength=len(tokenizer))
     masking = encoding.Masking(tokenizer, smoothing=smoothing, counts=counts, seed=5)
     ordinary = chosen = masked = kept = swapped = 0
@@ -66,7 +66,7 @@ def test_mask_rates(tokenizer, smoothing):
 
 
 def test_every_ordinary_position_is_masked_equally_often(tokenizer):
-    block = encoding.blocks([" ".join(WORDS[:10])], tokenizer, 24)[0]
+    block = encoding.blocks([" ".join(WORDS[:10])], tokenizer, 24)[0][0]
     hits = sum((encoding.Masking(tokenizer, seed=seed)(block)[1] != -100).astype(int) for seed in range(4000))
     assert hits[0] == hits[-1] == 0
     low, high = binomial_bounds(4000, 0.15)
@@ -75,7 +75,7 @@ def test_every_ordinary_position_is_masked_equally_often(tokenizer):
 
 def test_smoothing_masks_rare_words_more_often_in_proportion(tokenizer):
     """With one position to choose among a word seen 1 and one seen 100 times, the odds are 100^0.7 to 1."""
-    block = encoding.blocks(["the river"], tokenizer, 24)[0]
+    block = encoding.blocks(["the river"], tokenizer, 24)[0][0]
     counts = np.ones(len(tokenizer), dtype=int)
     counts[tokenizer.convert_tokens_to_ids("the")] = 100
     hits = np.zeros(2)

@@ -180,7 +180,7 @@ def test_records_of_this_gpu(page):
     """BERT-base against DistilBERT at full size on this GPU: kept in results/gpu-<name>/."""
     lengths, batches = [8, 16, 32, 64, 128, 256, 512], [2, 4, 8, 16, 32, 64]
     asked = {"device": "cuda", "speed.full_size": True, "speed.lengths": lengths, "speed.batches": batches}
-    profile = profiles.load("mini", asked | {"timing": profiles.as_settings(profiles.load("t4").timing)})
+    profile = profiles.load("mini", asked | {"timing": profiles.load("t4").timing.model_dump()})
     name = f"gpu-{torch.cuda.get_device_name(0).replace(' ', '-').lower()}"
     space = records.Workspace(profile, name=name)
     experiment = speed.Speed(profile, space)

@@ -163,7 +163,7 @@ def test_rows_beyond_the_tokens_and_another_pad_are_sound_k9(tokenizer):
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
     plain = BertForMaskedLM(BertConfig(vocab_size=48, pad_token_id=7, **shape)).eval()
     checkpoints.start_head(plain, np.full(len(tokenizer), 1000))
-    cut = encoding.blocks(["the bird sings", "a bird sings in the old town"], tokenizer, 16)
+    cut, _ = encoding.blocks(["the bird sings", "a bird sings in the old town"], tokenizer, 16)
     masked = encoding.MaskedBlocks(cut, encoding.Masking(tokenizer, 0.5))
     losses = masked_lm.masked_losses(plain, masked, tokenizer)
     assert losses and np.isfinite(np.concatenate(losses)).all()

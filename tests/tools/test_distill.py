@@ -14,6 +14,8 @@ import pytest
 from helpers import ROOT, profiles
 from helpers.experiments import pretraining
 from helpers.measure import records
+from tools import notebooks
+from tools.run import hold
 
 TINY = {
     "threads": 2,
@@ -130,3 +132,27 @@ def test_processes_that_were_told_different_things_are_refused(tmp_path):
         _, said = process.communicate(timeout=120)
         assert "error: the processes were given different profiles or settings: start all with the same" in said
         assert process.returncode == 2 and not list(tmp_path.rglob("*.json")), said
+
+
+def test_notebook_01_starts_it_where_there_are_several_gpus(page, tmp_path):
+    """As it would be started: with the notebook's own settings, read back as they were meant."""
+    (launch,) = page("01_pretraining_distillation", "launch")
+    settings = {"distillation.seeds": [0, 1], "corpus.id": "some/text", "distillation.training.learning_rate": 2e-4}
+    given = launch(4, "mini", settings, str(tmp_path))
+    assert given[:3] == [sys.executable, "-m", "accelerate.commands.launch"] and "4" in given
+    told = [word.removeprefix("--set=") for word in given if word.startswith("--set=")]
+    overrides, parameters = notebooks.sort_settings(told, notebooks.select("01"))
+    assert overrides == settings and parameters == {"store": str(tmp_path)}
+
+
+@pytest.mark.slow
+def test_a_run_that_holds_the_store_lets_its_own_notebook_train(tmp_path, monkeypatch):
+    """Notebook 01, executed by the command on several GPUs, is not another run; one that somebody else starts is."""
+    space = records.Workspace(profiles.load("mini", TINY), str(tmp_path))
+    lock = hold(space)
+    said, _ = (process := start(tmp_path, 1)).communicate(timeout=300)
+    assert process.returncode == 1 and "another run is at work" in said
+    monkeypatch.setenv("SERIES_HELD", str(space.results))
+    said, _ = (process := start(tmp_path, 1)).communicate(timeout=300)
+    assert process.returncode == 0, said
+    lock.close()

@@ -260,10 +260,10 @@ def test_the_series_makes_records_tables_and_figures(executed):
         "03_by_length",
         "03_reading_on",
         "05_surprise",
-        "06_latency_steps",
+        "06_latency",
         "06_divergence",
         "06_size",
-        "07_latency_steps",
+        "07_latency",
         "08_lengths",
         "08_depth",
         "09_shares",
@@ -344,7 +344,7 @@ def test_pruned_models_come_out_as_they_must(executed, read):
         assert one[metric]["masked_50"] == pytest.approx(one[metric]["taylor_50"], abs=1e-5)
     assert one.size_mb["masked_50"] == one.size_mb["fp32"] > one.size_mb["taylor_50"]
     assert one.sparsity["weights_90"] == pytest.approx(0.9, abs=1e-3)
-    assert one.sparse_size_mb["weights_90"] < one.size_mb["weights_90"] == one.size_mb["fp32"]
+    assert one.size_mb["weights_90"] == one.size_mb["fp32"], "zeros are stored like any number"
     assert one.size_mb["taylor_50_recovered_int8"] < one.size_mb["taylor_50_recovered"]
     assert one.latency_times_as_fast["taylor_50_recovered_int8"] > one.latency_times_as_fast["taylor_50_recovered"]
     whole = read("quantization")
