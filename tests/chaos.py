@@ -1,8 +1,8 @@
 """Kills the mini series again and again, lets it go on, and looks for what was lost, damaged, repeated or left behind.
 
 `python tests/chaos.py --kills 20`, from the project's root, in the environment that run_all.sh made; not part of
-run_tests.sh, since it takes as long as the series does, twice, and some more. The moments are drawn from --seed: so
-many records after a start, and some seconds.
+run_tests.sh, since it takes as long as the series does, twice, and some more. The moments are drawn from --seed: when
+so many records are there, and some seconds later.
 """
 
 import argparse
@@ -101,20 +101,20 @@ def main() -> int:
         if start(whole, chosen).wait():
             print(f"the uninterrupted run failed: {whole}/log.txt")
             return 1
-    problems, made, looked = [], {}, 0
+    problems, made, looked, struck = [], {}, 0, 0
+    places = range(max(len(measured(whole)) - 10, options.kills))
+    by_then = sorted(moments.sample(places, options.kills))  # so many records, spread over the whole series
     for kill in range(options.kills + 1):
         process, begun = start(store, chosen), time.monotonic()
-        if kill < options.kills:  # spread over the whole series, by what it has made
-            total = len(measured(whole))
-            more, moment = moments.randint(0, 2 * total // options.kills), moments.uniform(1, 15)
-            more = max(0, min(more, total - len(made)) - 10)  # some are made in that time, too; at last none are left
-            while process.poll() is None and len(measured(store)) < len(made) + more:
+        if kill < options.kills:
+            while process.poll() is None and len(measured(store)) < by_then[kill]:
                 time.sleep(0.1)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(moment)
+                process.wait(moments.uniform(0.5, 4))
         if kill < options.kills and process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         code = process.wait()
+        struck += code == -signal.SIGKILL
         after, deadline = time.monotonic() - begun, time.monotonic() + 30
         while (left := survivors(store)) and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -134,7 +134,7 @@ def main() -> int:
     apart = differences(whole, store)
     problems += apart
     print("\n".join(problems))
-    print(f"{options.kills} kills, {looked:,} files looked at, {len(made)} records; {len(problems)} problems: ", end="")
+    print(f"{struck} kills, {looked:,} files looked at, {len(made)} records; {len(problems)} problems: ", end="")
     print(f"litter {len(litter)}, records that differ {len(apart)}. {folder}")
     return 1 if problems else 0
 

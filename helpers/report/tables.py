@@ -235,7 +235,7 @@ def describe_machine(provenance: dict, settings: dict | None = None) -> str:
 OWNERS = {"distillation": "01", "ablation": "01", "glue": "02", "imdb": "03", "squad": "04"}
 OWNERS |= {"perplexity": "05", "quantization": "06", "fullsize": "06", "pruning": "07", "edge": "09", "arm64": "09"}
 OWNERS |= {"own": "11", "own_speed": "11", "staircase": "11", "glue_on_the_way": "04", "squad_on_the_way": "04"}
-OWNERS |= {"eighth_bit": "06", "compiled": "06", "recovery": "07"}
+OWNERS |= {"eighth_bit": "06", "worst_matrices": "06", "compiled": "06", "recovery": "07", "finishing": "07"}
 
 
 def notebook_of(record: dict) -> str:

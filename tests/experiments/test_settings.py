@@ -41,14 +41,28 @@ def settings_of(profile: profiles.Profile, space: records.Workspace, units: dict
     for name in ("quantization", "pruning"):
         own[name] = compression.Compression(profile, space, name=name)
         own[f"{name} text"] = compression.Losses(profile, space, name=name)
-    own["fullsize"], own["compiled"], own["eighth_bit"] = (
-        made(profile, space) for made in page("06_quantization", "FullSize", "Compiled", "EighthBit")
-    )
+    names = {
+        "fullsize": "FullSize",
+        "compiled": "Compiled",
+        "eighth_bit": "EighthBit",
+        "worst_matrices": "WorstMatrices",
+    }
+    own |= {
+        name: made(profile, space) for name, made in zip(names, page("06_quantization", *names.values()), strict=True)
+    }
     own["eighth_bit"].settings.__globals__["experiment"] = own["quantization"]
     towards, as_set = page("07_pruning", "Towards", "settings")
     towards.settings = as_set
     as_set.__globals__.update(experiment=own["pruning"], task="sst2", shown="student")
     own["recovery"] = towards(profile, space)
+    (finishing,) = page("07_pruning", "Finishing")
+    notebook = finishing.settings.__globals__  # what its cells before have
+    notebook.update(experiment=own["pruning"], task="sst2", shown="student", chosen=profile)
+    notebook["finalists"] = {"student": ["fp32", "bf16", "onnx_fp32", "onnx_int8_embeddings", "taylor_50_recovered"]}
+    notebook["finalists"]["teacher"] = ["fp32", "onnx_int8_embeddings"]
+    half = [f"taylor_50_recovered{trimmed}_int8_embeddings" for trimmed in ("", "_trimmed")]
+    notebook["finalists"]["student"] += [*half, "fp32_trimmed_int8_embeddings"]
+    own["finishing"] = finishing(own["pruning"])
 
     def settings(name: str, unit: dict) -> dict:
         kind = {"speed": unit.get("comparison", ""), "ablation": "" if "task" in unit else "text"}.get(name, "")

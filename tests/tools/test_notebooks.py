@@ -217,7 +217,13 @@ def test_the_series_makes_records_tables_and_figures(executed):
     expected["quantization"] = 2 * len(here)  # the variants; the losses
     # The variants, and the last rung, in 8 bits with embeddings or trimmed; the losses.
     expected["pruning"] = (1 + 1 + 3 + 1 + 1 + 2 + 3) + (1 + 3) + (1 + 1 + 3 + 1) + 2
-    expected |= {"recovery": 2, "eighth_bit": 0 if onnx.needs_reduced_range() else 1, "compiled": 0}
+    expected |= {
+        "recovery": 2,
+        "eighth_bit": 0 if onnx.needs_reduced_range() else 1,
+        "compiled": 0,
+        "worst_matrices": 0,
+        "finishing": 0,
+    }
     expected["edge"] = 2 * 2 * 2 * 2  # heads, pruned or not, in 8 bits or not, formats
     # The grid; the mistakes, most of them at three stages, on two texts.
     expected["perplexity"] = 3 * 5 * 3 + (3 * 7 + 1) * 2 + 1
@@ -262,7 +268,6 @@ def test_the_series_makes_records_tables_and_figures(executed):
         "05_surprise",
         "06_latency",
         "06_divergence",
-        "06_size",
         "07_latency",
         "08_lengths",
         "08_depth",
