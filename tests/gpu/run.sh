@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The tests that need a GPU, then the records of its speed, on a machine whose own PyTorch is used as it is: nothing is
 # installed there, nothing fetched. PYTHON names its interpreter, PACK a folder that tests/gpu/pack.sh has made, with
-# packages that it lacks. Without CUDA all is skipped, with the reason.
+# packages that it lacks. Without CUDA what needs it is skipped, with the reason, and speeds are taken of small shapes and
+# kept nowhere: a dry run.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=${PYTHON:-$(command -v python3)}
