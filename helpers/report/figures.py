@@ -86,7 +86,7 @@ def chart(points: pd.DataFrame, cost: str, xlabel: str, ylabel: str, shown: Coll
     `points`: as `tradeoffs.frame` gives them. `shown`: the families to draw, on the same axes as all of them. The band
     is fp32's score and 1.96 standard errors of a share of so many rows.
     """
-    figure, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 4.4), layout="constrained")
     best = _draw_points(axes, points, cost, TECHNIQUES if shown is None else shown)
     named = pd.concat([best, points[points.variant == "fp32"]]).drop_duplicates("label")
     place, numbers = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 10, "fontweight": "bold"}, []
