@@ -27,8 +27,6 @@ def differences(first: Path, second: Path) -> list[str]:
             record["made from"] = [origin["data"], origin["models"]]
             if "torchao" in record["unit"].get("variant", ""):  # safetensors writes its header in no fixed order
                 record["details"].pop("checkpoint", None)
-            if record["unit"].get("format") == "ort":  # some bytes more or less, each time it is written
-                record["metrics"]["size_mb"] = round(record["metrics"]["size_mb"], 3)
         found += [f"{name}: {what}" for what in _apart(one, other)]
     return found
 

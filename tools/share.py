@@ -53,14 +53,10 @@ def card(folder: Path, to: str, license: str) -> ModelCard:
     where = {"dataset_config": on.get("config"), "dataset_split": [*on["rows"]][0], "dataset_revision": on["revision"]}
     scores = {name: round(record["metrics"][name], 4) for name in SCORES if name in record["metrics"]}
     scores = {name: value for name, value in scores.items() if name != "score"} or scores  # which is their mean
-    results = [EvalResult(kind, on["id"], on["id"], name, value, **where) for name, value in scores.items()]
     public = [[one["id"] for one in origin[kind] if ID.fullmatch(one["id"])] for kind in ("models", "data")]
     about = {"license": license, "pipeline_tag": kind, "language": "en", "tags": ["distilbert", "distillation"]}
-    about |= {
-        "base_model": next(iter(public[0]), None),
-        "datasets": sorted({*public[1]}) or None,
-        "eval_results": results,
-    }
+    about |= {"base_model": next(iter(public[0]), None), "datasets": sorted({*public[1]}) or None}
+    about["eval_results"] = [EvalResult(kind, on["id"], on["id"], n, value, **where) for n, value in scores.items()]
     about |= {"library_name": "onnxruntime" if onnx else "transformers", "model_name": to.partition("/")[2]}
     told = {"to": to, "record": record, "on": on, "scores": scores, "onnx": onnx, "kind": kind}
     ends, template = {name: interval(record, name) for name in scores}, Path(__file__).with_name("card.md")

@@ -31,7 +31,7 @@ TORCHAO = "0.18"  # its tensors can be saved by safetensors from this version on
 def save(bits: str, source: Path, target: Path) -> None:
     """Make the checkpoint in `source` anew in other bits, and save it in `target`, whole or not at all.
 
-    InputError for bits that cannot be had here (the reason is told), and if `source` is quantized.
+    InputError for no such bits, for bits that cannot be had here (the reason is told), and if `source` is quantized.
     """
     if bits_of(source) != "fp32":
         raise InputError(f"{source} is {bits_of(source)} already: quantize the checkpoint that it was made from")
@@ -44,8 +44,12 @@ def save(bits: str, source: Path, target: Path) -> None:
             _save_dynamic(dynamic(pruning.load(source), "embeddings" in bits), building)
         elif bits.startswith("torchao"):
             _torchao(source).save_pretrained(building)
-        else:
+        elif bits.startswith("bnb_"):
             load_in_bits(bits, source, torch.device("cpu")).save_pretrained(building)
+        else:
+            raise InputError(
+                f"unknown variant {bits!r}: expected one of {', '.join(DTYPES)}, torch…, torchao… or bnb_…"
+            )
         if (source / pruning.FILE).exists():
             shutil.copy(source / pruning.FILE, building)
         note(bits, building)

@@ -203,6 +203,9 @@ def test_a_quantized_model_is_not_trained(classifier, inputs, tmp_path, variant)
 
 def test_bad_input_is_refused_in_one_line(classifier, inputs, tmp_path, monkeypatch):
     _, plain = classifier
+    with pytest.raises(InputError, match="unknown variant 'int3': expected one of fp32, bf16"):
+        quantization.save("int3", plain, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
     quantization.save("torch_int8", plain, tmp_path / "made")
     with pytest.raises(InputError, match="is torch_int8 already: quantize the checkpoint that it was made from"):
         quantization.save("bnb_nf4", tmp_path / "made", tmp_path / "x")
