@@ -2,9 +2,9 @@
 
 import hashlib
 import math
+from collections import namedtuple
 from collections.abc import Sequence
 from functools import cache, cached_property, lru_cache, partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,12 +13,13 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from .. import InputError
-from ..profiles import Profile
+from ..profiles import Profile, Training
 from .hub import articles, corpus_rows, problems
 
 IGNORED = -100  # the label of a position that is not scored
 UNLIKELY = -1e4  # a logit that no answer begins or ends with; fp16 can hold it
 Blocks = list[np.ndarray]  # token ids [tokens] each
+Text = namedtuple("Text", "blocks documents source")  # with the number of the document that each block is from [blocks]
 
 
 def blocks(documents: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[Blocks, np.ndarray]:
@@ -45,14 +46,6 @@ def corpus_blocks(
     if cap is not None and cap < len(cut):
         cut, source = cut[:cap], source | {"capped": {split: f"{cap} of {len(cut)} blocks"}}
     return cut, source
-
-
-class Text(NamedTuple):
-    """Blocks of token ids, the number of the document that each is from [blocks], and where they come from."""
-
-    blocks: Blocks
-    documents: np.ndarray
-    source: dict
 
 
 def drawn_blocks(profile: Profile, tokenizer: Tokenizer, text: str, split: str, cap: int | None) -> Text:
@@ -151,6 +144,10 @@ class PretrainingText:
         """The provenance of all that is trained and measured on."""
         configs, cap = dict.fromkeys((self.corpus.heldout, self.corpus.train)), self.corpus.heldout_blocks
         return [self.source] + [self._blocks(config, "validation", cap)[1] for config in configs]
+
+    def in_order(self, masking: Masking, stage: Training, every: int = 1) -> MaskedBlocks:
+        """What a stage of training reads, one of `every` blocks, in the order in which it does."""
+        return MaskedBlocks(self.blocks[::every], masking, stage.steps * stage.batch_size * stage.accumulation)
 
     @cached_property
     def counts(self) -> np.ndarray:

@@ -32,11 +32,6 @@ class Spec(NamedTuple):
     every: int = 1  # one of so many blocks of the text is read
     trained: bool = True  # or left as it starts
 
-    @property
-    def experiment(self) -> str:
-        """Where its record is."""
-        return "ablation" if self.changes or self.every > 1 else "distillation"
-
 
 MODELS = {
     "teacher": Spec("as it comes", taught=False),
@@ -180,10 +175,8 @@ class Pretraining(Experiment):
         for number, stage in enumerate(self.stages(unit)):
             head_alone = stage is self.profile.teacher_training.head
             model.base_model.requires_grad_(not head_alone)
-            total = stage.steps * stage.batch_size * stage.accumulation
-            blocks = encoding.MaskedBlocks(self.text.blocks[:: spec.every], masking, total)
-            sides = teacher if spec.taught else None, recipe, stage, blocks, curve, teacher
-            where = self.tokenizer.pad_token_id, folder / f"stage-{number}", self.precision
+            sides = teacher if spec.taught else None, recipe, stage, self.text.in_order(masking, stage, spec.every)
+            where = curve, teacher, self.tokenizer.pad_token_id, folder / f"stage-{number}", self.precision
             trainer = distillation.DistillationTrainer(model, *sides, *where)
             if unit["model"] in FOLLOWED:
                 parts = {round(part * stage.steps): self.checkpoint(unit | {"part": part}) for part in recipe.snapshots}
@@ -234,7 +227,9 @@ class Pretraining(Experiment):
             return self._revision(unit)
         if found := self._hash(unit):
             return found
-        record = self.space.find(MODELS[unit["model"]].experiment, _whole(unit), self.settings(unit))
+        spec, own = MODELS[unit["model"]], self.name if unit["model"] in FOLLOWED else "distillation"
+        where = "ablation" if spec.changes or spec.every > 1 else own
+        record = self.space.find(where, _whole(unit), self.settings(unit))
         details = record["details"] if record else {}
         kept = details.get("snapshots", {}).get(str(unit["part"])) if "part" in unit else details.get("checkpoint")
         if kept is None:

@@ -213,9 +213,9 @@ def start_head(model: PreTrainedModel, counts: np.ndarray) -> None:
     predictions.bias.copy_((smoothed / smoothed.sum()).log())
 
 
-def encode(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def encode(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, **types: Tensor) -> Tensor:
     """Last hidden states [batch, length, width] of a masked language model's encoder; its head is not run."""
-    return model.base_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    return model.base_model(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
 
 
 def vocabulary_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
@@ -228,11 +228,14 @@ def vocabulary_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
 def predict(model: nn.Module, batch: dict[str, Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
     """A masked language model's last hidden states [batch, length, width], and its logits [tokens, vocabulary].
 
-    `chosen` [batch, length] says of which tokens. A model that isn't transformers' is asked for both at once.
+    `chosen` [batch, length] says of which tokens. A model that isn't transformers' is asked for both at once. Which of
+    two texts a token is in, BERT is told where the batch knows it (`token_type_ids`); a DistilBERT has to find out.
     """
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     if not isinstance(model, PreTrainedModel):
         return model(inputs, chosen)
+    if "token_type_ids" in batch and model.config.model_type == "bert":
+        inputs["token_type_ids"] = batch["token_type_ids"]
     hidden = encode(model, **inputs)
     few = hidden[chosen]
     if not len(few) and not torch.is_grad_enabled():  # torchao cannot multiply nothing by a matrix

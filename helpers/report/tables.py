@@ -89,6 +89,8 @@ CAST = {  # what a model is called, and its colour, everywhere
     "student_d": ("student (D)", "#56b4e9"),
     "twin": ("twin (no teacher)", "#de8f05"),
     "twin_time": ("twin, as many minutes", "#fbafe4"),
+    "student_nearer": ("student, nearer text", "#004d80"),
+    "twin_nearer": ("twin, nearer text", "#a35f00"),
     "random": ("random start", "#029e73"),
     "dropped": ("layers dropped, not trained", "#ca9161"),
     "rule": ("a rule that has learnt nothing", "#949494"),
@@ -232,10 +234,10 @@ def describe_machine(provenance: dict, settings: dict | None = None) -> str:
 
 
 # The notebook in which an experiment's records are made.
-OWNERS = {"distillation": "01", "ablation": "01", "glue": "02", "imdb": "03", "squad": "04"}
-OWNERS |= {"perplexity": "05", "quantization": "06", "fullsize": "06", "pruning": "07", "edge": "09", "arm64": "09"}
+OWNERS = {"distillation": "01", "ablation": "01", "glue": "02", "imdb": "03", "squad": "04", "perplexity": "05"}
+OWNERS |= {"quantization": "06", "fullsize": "06", "eighth_bit": "06", "worst_matrices": "06", "compiled": "06"}
+OWNERS |= {"pruning": "07", "recovery": "07", "finishing": "07", "edge": "09", "arm64": "09", "nearer": "12"}
 OWNERS |= {"own": "11", "own_speed": "11", "staircase": "11", "glue_on_the_way": "04", "squad_on_the_way": "04"}
-OWNERS |= {"eighth_bit": "06", "worst_matrices": "06", "compiled": "06", "recovery": "07", "finishing": "07"}
 
 
 def notebook_of(record: dict) -> str:
