@@ -77,7 +77,7 @@ def _forget_where(program: torch.onnx.ONNXProgram) -> None:
         noted.metadata_props.clear()
 
 
-def quantize(source: Path, folder: Path, bits: str = "onnx_int8", examples: Sequence[dict] = ()) -> None:
+def quantize(source: Path, folder: Path, bits="onnx_int8", examples: Sequence[dict] = (), but: Sequence = ()) -> None:
     """An exported model in fewer bits: `bits` is onnx_int8, onnx_int8_embeddings, onnx_int8_static or onnx_int4.
 
     8 bits have a scale for each output channel of a matrix, and one for a whole table of embeddings. What goes into a
@@ -85,8 +85,8 @@ def quantize(source: Path, folder: Path, bits: str = "onnx_int8", examples: Sequ
     `examples` (input_ids, attention_mask, token_type_ids, int [tokens] each). 4 bits have a scale for each `BLOCK` of a
     matrix' weights, beside 8 in embeddings and small heads. A head that shares the embeddings' table gets its own copy:
     what is computed on the way, as the turned table is, stays in fp32. Seven bits of the eight are used on a processor
-    that would otherwise overflow in adding up products (`reduce_range`: x86 without VNNI). InputError if `source` has
-    no exported model.
+    that would otherwise overflow in adding up products (`reduce_range`: x86 without VNNI). `but`: names of products
+    that stay in fp32. InputError if `source` has no exported model.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
@@ -97,6 +97,7 @@ def quantize(source: Path, folder: Path, bits: str = "onnx_int8", examples: Sequ
     del graph.graph.value_info[:]  # the exporter's shapes trip ONNX Runtime's own inference of them
     _store_what_is_turned(graph.graph)
     eight = {"per_channel": True, "reduce_range": needs_reduced_range(), "weight_type": QuantType.QInt8}
+    eight["nodes_to_exclude"] = list(but)
     kinds = ["MatMul", "Gemm"] + ["Gather"] * (bits in ("onnx_int8_embeddings", "onnx_int4"))
     # On the root logger it advises to preprocess what has been exported clean.
     with checkpoints.written(folder, source) as building, quiet():

@@ -187,3 +187,26 @@ def test_other_bits_are_what_they_say(bits, tmp_path):
         few = {one.name: library.numpy_helper.to_array(one) for one in again}
         changed = [name for name in few if few[name].ndim == 0 and not np.array_equal(few[name], stored[name])]
         assert changed, "the ranges of other rows are others"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", ["onnx_int8", "onnx_int8_static"])
+def test_products_that_are_left_out_stay_in_fp32(bits, tmp_path, page):
+    """As notebook 06 leaves out one in turn: its matrix is the model's own, and all the others have 8 bits."""
+    import onnx as library
+
+    model, given = make("distilbert"), inputs(8, 16)
+    given["attention_mask"][:] = 1
+    rows = [{part: values[row] for part, values in given.items()} for row in range(8)]
+    onnx.export(model, tmp_path, tmp_path / "fp32")
+    (multiplied,) = page("06_quantization", "multiplied")
+    names = multiplied(tmp_path / "fp32")
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    assert len(names) == len(set(names)) == len(linear)
+    place = 3  # of the first layer: query, key, value, and then the way out
+    onnx.quantize(tmp_path / "fp32", tmp_path / bits, bits, rows, [names[place]])
+    stored = [library.numpy_helper.to_array(v) for v in library.load(tmp_path / bits / "model.onnx").graph.initializer]
+    assert sum(v.dtype == np.int8 and v.ndim == 2 for v in stored) == len(linear) - 1
+    own = model.distilbert.transformer.layer[0].attention.out_lin.weight.detach().numpy().T
+    same = [v for v in stored if v.dtype == np.float32 and v.shape == own.shape]
+    assert len(same) == 1 and np.array_equal(same[0], own), "the product that was named, and in full"

@@ -63,12 +63,14 @@ def settings_of(profile: profiles.Profile, space: records.Workspace, units: dict
     half = [f"taylor_50_recovered{trimmed}_int8_embeddings" for trimmed in ("", "_trimmed")]
     notebook["finalists"]["student"] += [*half, "fp32_trimmed_int8_embeddings"]
     own["finishing"] = finishing(own["pruning"])
+    _, taught, judged = page("12_nearer_text", "parts", "Nearer", "Judged")
+    own |= {"nearer": judged(profile, space), "nearer text": taught(profile, space)}
 
     def settings(name: str, unit: dict) -> dict:
-        kind = {"speed": unit.get("comparison", ""), "ablation": "" if "task" in unit else "text"}.get(name, "")
+        kind = unit.get("comparison", "") if name == "speed" else ""
         if name == "perplexity":
             kind = {"": "", "masks redrawn": "redrawn"}.get(unit.get("mistake", ""), "mistake")
-        elif name in ("quantization", "pruning"):
+        elif name in ("quantization", "pruning", "ablation", "nearer"):
             kind = "" if "task" in unit else "text"
         return own[f"{name} {kind}".strip()].settings(unit)
 

@@ -223,6 +223,7 @@ def test_the_series_makes_records_tables_and_figures(executed):
         "compiled": 0,
         "worst_matrices": 0,
         "finishing": 0,
+        "nearer": 2 + 4 * 2 * 2 + 2 * 2 * 2,  # two models; on four tasks; on the way, on two
     }
     expected["edge"] = 2 * 2 * 2 * 2  # heads, pruned or not, in 8 bits or not, formats
     # The grid; the mistakes, most of them at three stages, on two texts.
@@ -253,6 +254,10 @@ def test_the_series_makes_records_tables_and_figures(executed):
         "11_parts",
         "11_variants",
         "11_speed",
+        "12_before",
+        "12_mixture",
+        "12_losses",
+        "12_scores",
         "10_ledger",
         "10_trust",
         "10_records",
@@ -276,6 +281,9 @@ def test_the_series_makes_records_tables_and_figures(executed):
         "07_shares",
         "11_score_by_size",
         "11_speed_by_length",
+        "12_curves",
+        "12_ahead",
+        "12_tokens",
         "10_picture",
         "10_reached",
     ):
