@@ -121,7 +121,7 @@ def answered(page, evidence: records.Evidence, judged: list) -> list[tuple[str, 
     """What notebook 10 answers to a stranger's three questions, with the answers' numbers."""
     rule = "scaled", "effect", "kept", "written", "verdict", "verdict_of"
     *_, int8_or_pruning, is_it_97, gain_by_teaching = page(
-        "10_report", *rule, "bought", "ahead_on_glue", "shares_of_teacher", *ANSWERS
+        "10_report", *rule, "bought", "ahead_of", "ahead_on_glue", "on_nearer_text", "shares_of_teacher", *ANSWERS
     )
     (whole,) = [finding for claim, finding in judged if claim.name == "glue"]
     return [
