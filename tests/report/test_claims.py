@@ -485,3 +485,31 @@ def test_advice_is_among_those_that_lose_no_more_than_a_point(page):
     assert made.loc["the smallest file", "take"] == near.loc[near.size_mb.idxmin()].label
     assert pd.to_numeric(made["size (MB)"]).min() == pytest.approx(near.size_mb.min(), abs=0.05)
     assert int(made.loc["the best score", "best of"]) == len(points)
+
+
+def test_the_report_says_what_nearer_text_brought_on_its_own_tasks(page, evidence):
+    """Notebook 12's student, over the tasks of that page alone, and not what was kept on the way."""
+    truth = np.tile([0.0, 1.0], 100)
+
+    def answers(wrong: int) -> np.ndarray:
+        return np.where(np.arange(200) < wrong, 1 - truth, truth)
+
+    def tell(experiment: str, task: str, model: str, wrong: int) -> None:
+        packed = {"predictions": records.pack(answers(wrong)), "references": records.pack(truth)}
+        unit, scores = {"task": task, "model": model, "seed": 0}, {"score": 1 - wrong / 200}
+        write(evidence.space.records, experiment, unit, scores, **packed)
+
+    names = page("10_report", "ahead_of", "on_nearer_text")
+    assert names[1](evidence) == ("", {})
+    for task, dropped in {"sst2": 60, "wnli": 200}.items():
+        tell("glue", task, "dropped", dropped)
+    tell("nearer", "sst2", "student_nearer", 20)
+    tell("nearer", "sst2", "student_nearer@0.5", 190)
+    tell("nearer", "sst2", "twin_nearer", 22)
+    write(evidence.space.records, "nearer", {"model": "student", "seed": 0}, {"kl_to_teacher": 0.4})
+    said, rows = names[1](evidence)
+    assert rows["12: ahead of dropped layers (points)"].startswith("+20.0 points (")
+    assert rows["12: ahead of its own twin (points)"].startswith("+1.0 points (")
+    above, level = said.split(": ")[1].split("; ")
+    assert above.startswith("against dropped layers, +20.0 points") and above.endswith("), clear of chance")
+    assert level.startswith("against its own twin, +1.0 points") and level.endswith("), not clear of chance.")
