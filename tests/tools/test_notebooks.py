@@ -223,7 +223,7 @@ def test_the_series_makes_records_tables_and_figures(executed):
         "compiled": 0,
         "worst_matrices": 0,
         "finishing": 0,
-        "nearer": 2 + 4 * 2 * 2 + 2 * 2 * 2,  # two models; on four tasks; on the way, on two
+        "nearer": 2 + 4 * 2 * 2 + 2 * 2,  # two models; on four tasks; on the way, on two, with one seed
     }
     expected["edge"] = 2 * 2 * 2 * 2  # heads, pruned or not, in 8 bits or not, formats
     # The grid; the mistakes, most of them at three stages, on two texts.
