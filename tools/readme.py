@@ -86,5 +86,4 @@ def notebook_table(repository: str = REPOSITORY) -> str:
             row["run"] = f"{BADGE}({link})"
         row[f"minutes, `{READ}`"] = f"{spent[number]:.0f}" if number in spent else tables.NOTHING
         rows[f"[{number} · {title}](notebooks/{path.name})"] = row
-    table = tables.markdown(pd.DataFrame(rows).T.rename_axis("notebook").reset_index())
-    return f"{table}\n\n*Of the committed records; – where there are none.*"
+    return tables.markdown(pd.DataFrame(rows).T.rename_axis("notebook").reset_index())
