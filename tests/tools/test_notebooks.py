@@ -258,6 +258,7 @@ def test_the_series_makes_records_tables_and_figures(executed):
         "12_mixture",
         "12_losses",
         "12_scores",
+        "12_ahead",
         "10_ledger",
         "10_trust",
         "10_records",
