@@ -187,7 +187,7 @@ def store(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def trained(store) -> Path:
     """The notebooks that do little but train, on the mini-world: other tests may run beside them."""
-    done = run_series(store, "--only", "01,02,03,04,05")
+    done = run_series(store, "--only", "01,02,03,04,05,12")
     assert done.returncode == 0, done.stdout + done.stderr
     return store
 
