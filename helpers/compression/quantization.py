@@ -47,9 +47,7 @@ def save(bits: str, source: Path, target: Path) -> None:
         elif bits.startswith("bnb_"):
             load_in_bits(bits, source, torch.device("cpu")).save_pretrained(building)
         else:
-            raise InputError(
-                f"unknown variant {bits!r}: expected one of {', '.join(DTYPES)}, torch…, torchao… or bnb_…"
-            )
+            raise InputError(f"unknown variant {bits!r}: expected one of {', '.join(DTYPES)}, torch… or bnb_…")
         if (source / pruning.FILE).exists():
             shutil.copy(source / pruning.FILE, building)
         note(bits, building)
@@ -94,6 +92,8 @@ def why_not(bits: str, device: str = "cpu", cut: bool = False) -> str | None:
         return f"its tensors can be saved by safetensors from torchao {TORCHAO} on, which is not installed here"
     if bits.startswith("torch_") and torch.backends.quantized.engine == "none":
         return "this build of PyTorch has no engine for quantized layers"
+    if bits.endswith("compiled") and not shutil.which("g++"):
+        return "torch.compile needs a C++ compiler, and there is no g++ here"
     return None
 
 

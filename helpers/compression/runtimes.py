@@ -114,6 +114,8 @@ def _torch(folder: Path, threads: int, device: str) -> Runner:
 
     torch.set_num_threads(threads)
     model = quantization.load(folder, torch.device(device))
+    if quantization.bits_of(folder).endswith("compiled"):
+        model.compile(dynamic=True)  # once for all lengths, when it is first asked
     unwanted = {"token_type_ids"} if getattr(model.config, "type_vocab_size", 0) < 2 else set()
 
     @torch.inference_mode()

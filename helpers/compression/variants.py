@@ -42,7 +42,8 @@ ONNX = {
     (STATIC := "onnx_int8_static"): "int8, linear layers, calibrated (ONNX Runtime)",
     "onnx_int4": "4 bits, int8 embeddings (ONNX Runtime)",
 }
-LABELS = TORCH | ONNX  # of the bits that notebook 06 compares
+COMPILED = {"torchao_int8_compiled": "int8, linear layers, compiled (torchao)"}  # takes its time, so only if asked for
+LABELS = TORCH | ONNX | COMPILED
 INT8 = "int8"  # what follows a cut, as in taylor_50_int8: ONNX Runtime's
 SMALLEST = "int8_embeddings"  # the same with embeddings
 CUTS = {
@@ -129,7 +130,7 @@ def asked(profile: "Profile", name: str) -> list[Variant]:
     InputError for a variant that doesn't exist or a share that is no whole percent.
     """
     if name == "quantization":
-        return list(dict.fromkeys(map(parse, [BASE, *(profile.quantization.variants or LABELS)])))
+        return list(dict.fromkeys(map(parse, [BASE, *(profile.quantization.variants or TORCH | ONNX)])))
     own = profile.pruning
     plain = [Variant(), *(Variant("weights", _percent(share)) for share in own.weights)]
     plain += [Variant(criterion, _percent(share)) for criterion in own.importances for share in own.shares]
@@ -177,7 +178,7 @@ def packages(variant: Variant) -> dict[str, str | None]:
 
 def why_not(variant: Variant, device: str = "cpu") -> str | None:
     """Why a variant cannot be had on this device, or would only be emulated there; None if it can."""
-    if variant.bits in TORCH:
+    if variant.bits in TORCH | COMPILED:
         from . import quantization
 
         return quantization.why_not(variant.bits, device, cut=variant.cut in ("taylor", "magnitude", "random"))

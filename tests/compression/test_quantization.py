@@ -64,6 +64,30 @@ def test_a_variant_is_near_its_original_and_the_same_after_loading_twice(classif
     assert not list(tmp_path.rglob("*.bin")) + list(tmp_path.rglob("*.pt")), "no pickle"
 
 
+@pytest.mark.slow
+def test_the_compiled_one_is_compiled_once_for_all_lengths_and_says_the_same(classifier, inputs, tmp_path):
+    variant = "torchao_int8_compiled"
+    if reason := quantization.why_not(variant):
+        pytest.skip(reason)
+    _, plain = classifier
+    for name in (variant, "torchao_int8"):
+        quantization.save(name, plain, tmp_path / name)
+    assert quantization.bits_of(tmp_path / variant) == variant
+    with runtimes.threads_kept():
+        compiled, eager = (runtimes.load(tmp_path / name, threads=1) for name in (variant, "torchao_int8"))
+        torch._dynamo.utils.counters.clear()
+        for length in (12, 7, 5):
+            given = {name: values[:, :length] for name, values in inputs.items()}
+            np.testing.assert_allclose(compiled(given), eager(given), atol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_without_a_compiler_nothing_is_compiled(monkeypatch):
+    monkeypatch.setattr(quantization.shutil, "which", lambda _: None)
+    assert "no g++ here" in variants.why_not(variants.parse("torchao_int8_compiled"))
+    assert "no g++" not in str(variants.why_not(variants.parse("torchao_int8")))
+
+
 def test_loading_gives_the_numbers_of_the_model_that_was_saved(classifier, inputs, tmp_path):
     """PyTorch's own quantized model, before it was taken apart for saving."""
     model, plain = classifier

@@ -22,7 +22,8 @@ def tokenizer():
 @pytest.fixture
 def nearer(page):
     """What the notebook defines, by name."""
-    names = ["parts", "plain", "measured_texts", "as_blocks", "blocks_of", "Grouped", "Mixture", "Nearer", "Judged"]
+    names = ["parts", "plain", "measured_texts", "as_blocks", "blocks_of", "Grouped", "Mixture", "Nearer", "Mixed"]
+    names += ["Judged", "OnReviews", "OnQuestions"]
     return dict(zip(names, page("12_nearer_text", *names), strict=True))
 
 
@@ -140,3 +141,15 @@ def test_another_mixture_is_another_setting_and_the_teacher_stays(nearer, tmp_pa
     assert experiment.settings(unit)["mixture"] != before["mixture"]
     with pytest.raises(InputError, match="student-seed0 is not there yet"):
         experiment.weights(unit)
+
+
+def test_tasks_start_from_the_models_of_the_mixture_and_not_from_those_of_articles(nearer, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretraining.Pretraining, "known", lambda self, unit: f"{self.name} {unit['model']}")
+    profile = profiles.load("mini")
+    space = records.Workspace(profile, str(tmp_path))
+    for name in ("Judged", "OnReviews", "OnQuestions"):
+        made = nearer[name](profile, space)
+        starts = {unit["model"]: made.settings(unit)["start"] for unit in made.units}
+        assert starts.pop("twin_nearer") == "nearer twin"
+        assert set(starts.values()) == {"nearer student"}, name
+        assert made.name == "nearer" and not made.keeps(made.units[0])

@@ -63,8 +63,10 @@ def settings_of(profile: profiles.Profile, space: records.Workspace, units: dict
     half = [f"taylor_50_recovered{trimmed}_int8_embeddings" for trimmed in ("", "_trimmed")]
     notebook["finalists"]["student"] += [*half, "fp32_trimmed_int8_embeddings"]
     own["finishing"] = finishing(own["pruning"])
-    _, taught, judged = page("12_nearer_text", "parts", "Nearer", "Judged")
-    own |= {"nearer": judged(profile, space), "nearer text": taught(profile, space)}
+    names = "parts", "Nearer", "Mixed", "Judged", "OnReviews", "OnQuestions"
+    _, taught, _, *judged = page("12_nearer_text", *names)
+    kinds = {"nearer text": taught, **dict(zip(("nearer", "nearer reviews", "nearer questions"), judged, strict=True))}
+    own |= {name: made(profile, space) for name, made in kinds.items()}
 
     def settings(name: str, unit: dict) -> dict:
         kind = unit.get("comparison", "") if name == "speed" else ""
@@ -72,6 +74,8 @@ def settings_of(profile: profiles.Profile, space: records.Workspace, units: dict
             kind = {"": "", "masks redrawn": "redrawn"}.get(unit.get("mistake", ""), "mistake")
         elif name in ("quantization", "pruning", "ablation", "nearer"):
             kind = "" if "task" in unit else "text"
+        if name == "nearer" and kind and unit["model"].endswith("_nearer"):
+            kind = "reviews" if "length" in unit else "questions"
         return own[f"{name} {kind}".strip()].settings(unit)
 
     return settings
