@@ -34,10 +34,10 @@ def show(space: Workspace, name: str, figure: Figure, caption: str) -> None:
     """Keep a figure as figures/<profile>/<name>.png and display it with its caption, which is its alt text too."""
     space.figures.mkdir(parents=True, exist_ok=True)
     path, dpi, said = space.figures / f"{name}.png", plt.rcParams["savefig.dpi"], PngInfo()
+    figure.set_dpi(dpi)  # before all is laid out: letters are not as wide at another
     if engine := figure.get_layout_engine():  # lay out and draw once: `savefig` goes through all of it a second time
         engine.execute(figure)
         figure.set_layout_engine("none")
-    figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     plt.close(figure)
