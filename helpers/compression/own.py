@@ -41,7 +41,7 @@ MOST_READ, MOST_TRAIN = 1_000_000, 20_000  # rows whose words count; rows that a
 RECIPE = Recipe(learning_rate=5e-5, epochs=1)  # of what was cut, towards the original
 EIGHT = "onnx_int8_embeddings"
 SINGLE = {"int8": Variant(bits=EIGHT), "bf16": Variant(bits="bf16"), "trimmed": Variant(bits=SMALLEST, trimmed=True)}
-SINGLE |= {"static": Variant(bits=STATIC), "int4": Variant(bits="onnx_int4"), "compiled": Variant(bits=[*COMPILED][0])}
+SINGLE |= {"static": Variant(bits=STATIC), "int4": Variant(bits="onnx_int4"), "compiled": Variant(bits=COMPILED)}
 
 
 class Rows(NamedTuple):

@@ -42,8 +42,8 @@ ONNX = {
     (STATIC := "onnx_int8_static"): "int8, linear layers, calibrated (ONNX Runtime)",
     "onnx_int4": "4 bits, int8 embeddings (ONNX Runtime)",
 }
-COMPILED = {"torchao_int8_compiled": "int8, linear layers, compiled (torchao)"}  # takes its time, so only if asked for
-LABELS = TORCH | ONNX | COMPILED
+COMPILED = "torchao_int8_compiled"  # takes its time, so only if asked for
+LABELS = TORCH | ONNX | {COMPILED: "int8, linear layers, compiled (torchao)"}
 INT8 = "int8"  # what follows a cut, as in taylor_50_int8: ONNX Runtime's
 SMALLEST = "int8_embeddings"  # the same with embeddings
 CUTS = {
@@ -178,7 +178,7 @@ def packages(variant: Variant) -> dict[str, str | None]:
 
 def why_not(variant: Variant, device: str = "cpu") -> str | None:
     """Why a variant cannot be had on this device, or would only be emulated there; None if it can."""
-    if variant.bits in TORCH | COMPILED:
+    if variant.bits in (*TORCH, COMPILED):
         from . import quantization
 
         return quantization.why_not(variant.bits, device, cut=variant.cut in ("taylor", "magnitude", "random"))
