@@ -120,8 +120,7 @@ class Downstream(Experiment):
 
     def settings(self, unit: dict) -> dict:
         """All that could change the unit's numbers; InputError if its start or its teacher isn't made yet."""
-        recipe = self.recipe(unit).model_dump()
-        del recipe["evaluation_batch_size"]  # changes nothing but the time
+        recipe = self.recipe(unit).model_dump(exclude={"evaluation_batch_size"})  # which changes nothing but the time
         start = self.start_hash(unit["model"]) or self.pretraining.weights(self.origin(unit["model"]))
         settings = {"version": VERSION, "precision": self.precision, "recipe": recipe, "start": start}
         settings |= hub.state(self.profile, self.data_id)

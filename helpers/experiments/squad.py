@@ -149,7 +149,7 @@ def answers(
 
 
 class Squad(glue.Downstream):
-    """SQuAD 1.1: units {"model", "seed"}."""
+    """SQuAD 1.1: units {"model", "seed"}, which a subclass may give `epochs` of their own."""
 
     name, data_id = "squad", "rajpurkar/squad"
     auto = AutoModelForQuestionAnswering
@@ -160,11 +160,11 @@ class Squad(glue.Downstream):
         return [{"model": name, "seed": seed} for seed in squad.seeds for name in squad.models]
 
     def recipe(self, unit: dict) -> Recipe:
-        return self.profile.squad.recipe
+        own = self.profile.squad.recipe
+        return own.model_copy(update={"epochs": unit.get("epochs", own.epochs)})
 
     def settings(self, unit: dict) -> dict:
-        squad = self.profile.squad
-        return super().settings(unit) | {"stride": squad.stride, "longest_answer": squad.longest_answer}
+        return super().settings(unit) | self.profile.squad.model_dump(include={"stride", "longest_answer"})
 
     def keeps(self, unit: dict) -> bool:
         return unit["seed"] == self.profile.squad.seeds[0] or unit["model"] == "teacher"

@@ -234,10 +234,10 @@ def describe_machine(provenance: dict, settings: dict | None = None) -> str:
 
 
 # The notebook in which an experiment's records are made.
-OWNERS = {"distillation": "01", "ablation": "01", "glue": "02", "imdb": "03", "squad": "04", "perplexity": "05"}
-OWNERS |= {"quantization": "06", "fullsize": "06", "eighth_bit": "06", "worst_matrices": "06", "compiled": "06"}
-OWNERS |= {"pruning": "07", "recovery": "07", "finishing": "07", "edge": "09", "arm64": "09", "nearer": "12"}
-OWNERS |= {"own": "11", "own_speed": "11", "staircase": "11", "glue_on_the_way": "04", "squad_on_the_way": "04"}
+MADE = {"01": "distillation ablation", "02": "glue", "03": "imdb", "05": "perplexity", "09": "edge arm64"}
+MADE |= {"04": "squad squad_longer squad_on_the_way glue_on_the_way", "07": "pruning recovery finishing"}
+MADE |= {"06": "quantization fullsize eighth_bit worst_matrices compiled", "11": "own own_speed staircase"}
+OWNERS = {name: number for number, names in MADE.items() for name in names.split()} | {"nearer": "12"}
 
 
 def notebook_of(record: dict) -> str:

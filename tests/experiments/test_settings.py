@@ -67,6 +67,7 @@ def settings_of(profile: profiles.Profile, space: records.Workspace, units: dict
     _, taught, _, *judged = page("12_nearer_text", *names)
     kinds = {"nearer text": taught, **dict(zip(("nearer", "nearer reviews", "nearer questions"), judged, strict=True))}
     own |= {name: made(profile, space) for name, made in kinds.items()}
+    own["squad_longer"] = page("04_squad", "SquadLonger")[0](profile, space)
 
     def settings(name: str, unit: dict) -> dict:
         kind = unit.get("comparison", "") if name == "speed" else ""
