@@ -28,17 +28,21 @@ FEW = {
 }
 
 
-@pytest.fixture
-def nodes(monkeypatch):
-    """Two nodes of a core each, beside the head, which has none."""
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes of a core each, beside the head, which has none; the tests share them, in their order."""
     from ray.cluster_utils import Cluster
 
     started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    made = [started.add_node(num_cpus=1) for _ in range(2)]
-    monkeypatch.setenv(sweep.CLUSTER, started.address)
-    yield started, made
+    yield started, [started.add_node(num_cpus=1) for _ in range(2)]
     ray.shutdown()
     started.shutdown()
+
+
+@pytest.fixture
+def nodes(cluster, monkeypatch):
+    monkeypatch.setenv(sweep.CLUSTER, cluster[0].address)
+    return cluster
 
 
 class Waiting(sweep.Experiment):
@@ -112,6 +116,17 @@ def test_glue_on_two_nodes_has_the_records_of_a_run_without(nodes, tmp_path, mon
 
 
 @pytest.mark.slow
+def test_what_fails_on_a_node_is_said_and_the_rest_is_there(nodes, tmp_path):
+    experiment = Failing(*workspace(tmp_path), home=os.getpid())
+    with pytest.raises(sweep.SweepError) as failed:
+        experiment.run()
+    said = str(failed.value)
+    assert "2 failed, 2 done" in said and "waiting number1: " in said and "no such number" in said
+    assert "a node disagrees on version" in said
+    assert experiment.record({"number": 0}) and not experiment.record({"number": 1})
+
+
+@pytest.mark.slow
 def test_a_node_killed_midway_loses_nothing(nodes, tmp_path):
     (started, made), experiment, said = nodes, Hanging(*workspace(tmp_path)), []
 
@@ -131,17 +146,6 @@ def test_a_node_killed_midway_loses_nothing(nodes, tmp_path):
     assert [len(experiment.tries(number)) for number in (0, 2, 3)] == [1, 1, 1], "nothing else was"
     begun = [(tmp_path / f"{number}.log").stat().st_mtime for number in (0, 3)]
     assert begun[1] - begun[0] >= 2, "it waited for what it builds on"
-
-
-@pytest.mark.slow
-def test_what_fails_on_a_node_is_said_and_the_rest_is_there(nodes, tmp_path):
-    experiment = Failing(*workspace(tmp_path), home=os.getpid())
-    with pytest.raises(sweep.SweepError) as failed:
-        experiment.run()
-    said = str(failed.value)
-    assert "2 failed, 2 done" in said and "waiting number1: " in said and "no such number" in said
-    assert "a node disagrees on version" in said
-    assert experiment.record({"number": 0}) and not experiment.record({"number": 1})
 
 
 @pytest.mark.slow
