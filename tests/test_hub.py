@@ -90,6 +90,7 @@ def test_two_steps_of_t4_at_full_size(tmp_path):
     """BERT-base to six layers, as on a T4, on the CPU: the sizes, and a step of the triple loss."""
     settings = FEW | {"distillation.training.steps": 2, "distillation.training.batch_size": 2, "device": "cpu"}
     settings |= {"distillation.training.accumulation": 2, "distillation.variants": ["student"]}
+    settings["corpus.train"] = "wikitext-2-raw-v1"  # WikiText-103 takes minutes to load
     profile = profiles.load("t4", settings | {"corpus.block_length": 32, "distillation.training.evaluations": 1})
     space = records.Workspace(profile, str(tmp_path))
     made = pretraining.Pretraining(profile, space)

@@ -244,10 +244,11 @@ def read_goal(goal: str | float) -> float:
 
 
 class Compressed(NamedTuple):
-    """What `compress` made: a folder, a row a variant, records of what was timed, the recommendation in a sentence."""
+    """What `compress` made: a folder, a row a variant, the records of each and of what was timed, what to take."""
 
     folder: Path
     table: pd.DataFrame
+    found: list[dict]
     timed: list[dict]
     recommendation: str
 
@@ -308,7 +309,7 @@ def compress(
     table, at = tabulate(found, timed, tried, float(np.median(lengths)))
     chosen, sentence = recommend(table, points, at)
     hand_over(out, tried, chosen, table, [sentence, *remarks], at)
-    return Compressed(out, table, timed, sentence)
+    return Compressed(out, table, found, timed, sentence)
 
 
 def said_of(dev: Rows, learnt: Rows | None, config: PretrainedConfig, cut_off: int, longest: int) -> list[str]:

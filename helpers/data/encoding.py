@@ -18,23 +18,30 @@ from .hub import articles, corpus_rows, problems
 
 IGNORED = -100  # the label of a position that is not scored
 UNLIKELY = -1e4  # a logit that no answer begins or ends with; fp16 can hold it
+AT_ONCE = 1_000  # documents that are cut together: all of a large corpus would take gigabytes
 Blocks = list[np.ndarray]  # token ids [tokens] each
 Text = namedtuple("Text", "blocks documents source")  # with the number of the document that each block is from [blocks]
 
 
-def blocks(documents: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[Blocks, np.ndarray]:
+def blocks(
+    documents: Sequence[str], tokenizer: Tokenizer, length: int, cap: int | None = None
+) -> tuple[Blocks, np.ndarray]:
     """Token ids of `documents` in blocks of at most `length`, [CLS] and [SEP] around each; InputError if they're empty.
 
     A block never crosses from one document into the next, so the last block of a document may be short. Beside them
-    the number of the document that each is from, int [blocks].
+    the number of the document that each is from, int [blocks]. `cap`: no more than the first so many.
     """
     if not any(document.strip() for document in documents):
         raise InputError("the corpus is empty: expected at least one document with text in it")
-    body = length - 2
-    encoded = tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]
-    cut = [(number, ids[i : i + body]) for number, ids in enumerate(encoded) for i in range(0, len(ids), body)]
-    whole = [np.array([tokenizer.cls_token_id, *ids, tokenizer.sep_token_id], dtype=np.int64) for _, ids in cut]
-    return whole, np.array([number for number, _ in cut])
+    body, whole, owners = length - 2, [], []
+    for first in range(0, len(documents), AT_ONCE):
+        if cap is None or len(whole) < cap:
+            some = list(documents[first : first + AT_ONCE])
+            encoded = tokenizer(some, add_special_tokens=False, verbose=False)["input_ids"]
+            cut = [(n, ids[i : i + body]) for n, ids in enumerate(encoded, first) for i in range(0, len(ids), body)]
+            whole += [np.array([tokenizer.cls_token_id, *ids, tokenizer.sep_token_id], np.int64) for _, ids in cut]
+            owners += [number for number, _ in cut]
+    return whole[:cap], np.array(owners[:cap])
 
 
 def corpus_blocks(
@@ -42,10 +49,8 @@ def corpus_blocks(
 ) -> tuple[Blocks, dict]:
     """Blocks of one split of the profile's corpus, and its provenance. `cap`: so many at most, from the beginning."""
     rows, source = corpus_rows(profile, config, split)
-    cut, _ = blocks(list(articles(rows, tokenizer.unk_token)), tokenizer, profile.corpus.block_length)
-    if cap is not None and cap < len(cut):
-        cut, source = cut[:cap], source | {"capped": {split: f"{cap} of {len(cut)} blocks"}}
-    return cut, source
+    cut, _ = blocks(list(articles(rows, tokenizer.unk_token)), tokenizer, profile.corpus.block_length, cap)
+    return cut, source | ({"capped": {split: f"the first {cap:,} blocks"}} if len(cut) == cap else {})
 
 
 def drawn_blocks(profile: Profile, tokenizer: Tokenizer, text: str, split: str, cap: int | None) -> Text:

@@ -25,6 +25,7 @@ OFFICIAL_ROWS = {  # of the Hub's data sets, so that a part is never taken for t
     ("stanfordnlp/imdb", "plain_text"): {"train": 25_000, "test": 25_000},
     ("Salesforce/wikitext", "wikitext-2-v1"): {"train": 36_718, "validation": 3_760, "test": 4_358},
     ("Salesforce/wikitext", "wikitext-2-raw-v1"): {"train": 36_718, "validation": 3_760, "test": 4_358},
+    ("Salesforce/wikitext", "wikitext-103-raw-v1"): {"train": 1_801_350, "validation": 3_760, "test": 4_358},
 }
 CACHE = Path(datasets.config.HF_DATASETS_CACHE)
 # In the checkout or, where that is not ours to write in, beside what data sets are converted to.

@@ -85,10 +85,8 @@ class Pretraining(Experiment):
         """See that the model takes texts as long as the profile's; InputError for one that is longer."""
         profile, most = self.profile, self.teacher_config.max_position_embeddings
         asked = {f"glue.recipes.{task}.length": recipe.length for task, recipe in profile.glue.recipes.items()}
-        asked |= {
-            "corpus.block_length": profile.corpus.block_length,
-            "squad.recipe.length": profile.squad.recipe.length,
-        }
+        asked["corpus.block_length"] = profile.corpus.block_length
+        asked["squad.recipe.length"] = profile.squad.recipe.length
         asked |= {"imdb": max([profile.imdb.recipe.length, *profile.imdb.lengths])}
         for key, length in asked.items():
             if length > most:
@@ -120,7 +118,8 @@ class Pretraining(Experiment):
         metrics = self._heldout_losses(model, teacher, corpus.heldout)
         knows = masked_lm.knows(model, self.tokenizer, masked_lm.probes(self.profile, self.tokenizer))
         metrics |= {"cloze_accuracy": float(np.mean(knows))} if knows else {}  # a vocabulary may have none of the words
-        if corpus.train != corpus.heldout:
+        one, own = (self.text.heldout(config, corpus.heldout_blocks).cut for config in (corpus.heldout, corpus.train))
+        if len(one) != len(own) or not all(map(np.array_equal, one, own)):  # WikiText-103 holds WikiText-2's text out
             other = self._heldout_losses(model, None, corpus.train)
             metrics["masked_lm_loss_on_training_corpus"] = other["masked_lm_loss"]
         metrics |= {"parameters": checkpoints.parameters(model), "size_mb": checkpoints.size_mb(model)}

@@ -198,13 +198,7 @@ def paired(part: Part, answers: tuple, one: str, other: str, guess: float | None
 
 
 def in_few_bits(
-    evidence: Evidence,
-    variant: str,
-    bits: str,
-    setup: str = "CPU Xeon",
-    experiment: str = "quantization",
-    sign: int = 0,
-    answers: bool = True,
+    evidence: Evidence, variant: str, bits: str, setup="CPU Xeon", experiment="quantization", sign=0, answers=True
 ) -> Finding:
     """A variant against fp32 on SST-2: its speed for one row if that has a `sign`, and what it keeps of the answers.
 

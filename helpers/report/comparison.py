@@ -64,9 +64,9 @@ class Comparison:
         """Bootstrap replicates of the median score over seeds, [replicates]; of all models over the same rows."""
         each = []
         for name in _tasks(task, self.tasks):
-            own = [record["details"] for record in self.cells[name, model]]
-            lines = tuple(one["predictions"] for one in own)
-            each.append(_drawn(name, model, lines, own[0]["references"], self.replicates))
+            own = self.cells[name, model]
+            lines, truth = tuple(r["details"]["predictions"] for r in own), own[0]["details"]["references"]
+            each.append(_drawn(name, model, lines, truth, self.replicates))
         return np.mean(each, axis=0)
 
 
@@ -110,8 +110,7 @@ def beside(
 
     `runs` and `score` as for `metrics.resample`; p-values are of a paired permutation test.
     """
-    drawn = metrics.resample(runs, truth, score, replicates)
-    middle = middles(runs, truth, score)
+    drawn, middle = metrics.resample(runs, truth, score, replicates), middles(runs, truth, score)
 
     def with_interval(name: str) -> tuple[float, ...]:
         return middle[name], *(100 * end for end in metrics.interval(drawn[name]))
@@ -124,11 +123,8 @@ def beside(
 
     columns = [Column(header, with_interval, "{:.1f} ({:.1f} to {:.1f})")]
     columns += [Column(KEPT, lambda name: 100 * middle[name] / middle["teacher"] if middle.get("teacher") else None)]
-    for other in against:
-        name = f"ahead of the {MODELS[other]} (points)"
-        columns.append(Column(name, partial(gap, other=other)))
-    columns += [Column("n", lambda name: len(runs[name]), "{}")]
-    return tables.build(runs, columns, MODELS.get, "model")
+    columns += [Column(f"ahead of the {MODELS[name]} (points)", partial(gap, other=name)) for name in against]
+    return tables.build(runs, [*columns, Column("n", lambda name: len(runs[name]), "{}")], MODELS.get, "model")
 
 
 @functools.cache  # a table and a sentence ask for the same
@@ -141,12 +137,8 @@ def p_value(task: str, own: str, other: str, references: str, texts: str | None 
 
 def published(model: str, task: str, tasks: Sequence[str]) -> float:
     """The paper's Table 1, in percent; a macro score is the mean over `tasks` alone, so that it compares with ours."""
-    return float(np.mean([_table_1()[model, f"glue/{t}"] for t in _tasks(task, tasks)]))
-
-
-@functools.cache
-def _table_1() -> pd.Series:
-    return tables.published("sanh2019", "1").set_index(["model", "dataset"]).value.astype(float)
+    table = tables.published("sanh2019", "1").set_index(["model", "dataset"]).value.astype(float)
+    return float(np.mean([table[model, f"glue/{t}"] for t in _tasks(task, tasks)]))
 
 
 def _tasks(task: str, tasks: Sequence[str]) -> list[str]:

@@ -69,7 +69,7 @@ def build(rows: Iterable, columns: Sequence[Column], label: Callable[[Any], str]
 COLUMNS = {
     "masked_lm_loss": Column("masked-LM loss (nats)", "masked_lm_loss", "{:,.3f}", best=min),
     "masked_lm_loss_on_training_corpus": Column(
-        "… on held-out text with rare words as [UNK] (nats)", "masked_lm_loss_on_training_corpus", "{:,.3f}", best=min
+        "… on the training corpus' own held-out text (nats)", "masked_lm_loss_on_training_corpus", "{:,.3f}", best=min
     ),
     "kl_to_teacher": Column("KL to teacher (nats)", "kl_to_teacher", "{:,.3f}", best=min),
     "cosine_loss": Column("1 − cosine to teacher", "cosine_loss", "{:,.3f}", best=min),
@@ -88,11 +88,11 @@ CAST = {  # what a model is called, and its colour, everywhere
     "student": ("student", "#0173b2"),
     "student_d": ("student (D)", "#56b4e9"),
     "twin": ("twin (no teacher)", "#de8f05"),
-    "twin_time": ("twin, as many minutes", "#fbafe4"),
+    "twin_time": ("twin, as many minutes", "#8c3b6d"),
     "student_nearer": ("student, nearer text", "#004d80"),
     "twin_nearer": ("twin, nearer text", "#a35f00"),
     "random": ("random start", "#029e73"),
-    "dropped": ("layers dropped, not trained", "#ca9161"),
+    "dropped": ("teacher with layers dropped", "#ca9161"),
     "rule": ("a rule that has learnt nothing", "#949494"),
     "words": ("words counted", "#949494"),
     "no_distillation": ("student without distillation loss", None),

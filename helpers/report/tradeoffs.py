@@ -48,6 +48,14 @@ def p_value(record: dict, reference: dict) -> float:
     return comparison.p_value(record["unit"]["task"], *lines, record["details"]["references"])
 
 
+def between(record: dict, reference: dict) -> tuple[float, float]:
+    """A 95% interval of the difference in points between the scores of a variant and another, over the same rows."""
+    runs = {name: unpack(one["details"]["predictions"])[None] for name, one in (("", record), ("other", reference))}
+    truth, score = unpack(record["details"]["references"]), partial(metrics.quick_score, record["unit"]["task"])
+    own, other = metrics.resample(runs, truth, score).values()
+    return metrics.interval(100 * (own - other))
+
+
 def rival(record: dict, found: Sequence[dict]) -> dict:
     """What a variant's answers are judged against, of the records: the whole model in fp32, trained as long.
 
@@ -160,8 +168,8 @@ def in_words(found: Sequence[dict], task: str, model: str) -> str:
     for place, titles in best.items():
         row, what = level.loc[place], f"{' and '.join(titles)} that loses no more than {NEAR:g} point"
         gain = f"{row[TIMES]:.1f} times as fast as fp32 for one row, {row.size_mb:.1f} MB against {size:.1f}"
-        p = metrics.written(p_value(by_name[row.variant], rivals[row.variant]))
-        says.append(f"- The {what}: {row.label}, {gain}, {row.points:+z.1f} (p {p}).")
+        low, high = between(by_name[row.variant], rivals[row.variant])
+        says.append(f"- The {what}: {row.label}, {gain}, {row.points:+z.1f} points (95%: {low:+z.1f} to {high:+z.1f}).")
     slow = rest[rest[f"{TIMES}_high"] < min(1, base["metrics"][f"{TIMES}_low"])]  # than fp32 against itself
     says += [f"- Slower than fp32 for one row: {'; '.join(slow.label)}."] if len(slow) else []
     clear = metrics.holm({name: p_value(record, rivals[name]) for name, record in by_name.items()})

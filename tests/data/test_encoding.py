@@ -28,6 +28,26 @@ def test_blocks_hold_every_token_once_and_cross_no_document(tokenizer):
     assert not any(baker & set(body) and not set(body) <= baker for body in bodies)
 
 
+def test_no_more_documents_are_cut_than_are_asked_for(tokenizer, monkeypatch):
+    """Two at a time: the same blocks as all at once, and what is beyond the cap is not even read."""
+    texts, read = ["the old baker " * n for n in (20, 1, 9, 30, 2)], []
+    whole, owners = encoding.blocks(texts, tokenizer, 16)
+    monkeypatch.setattr(encoding, "AT_ONCE", 2)
+
+    class Counting:
+        cls_token_id, sep_token_id = tokenizer.cls_token_id, tokenizer.sep_token_id
+
+        def __call__(self, some, **options):
+            read.append(len(some))
+            return tokenizer(some, **options)
+
+    for cap, reads in ((None, [2, 2, 1]), (1, [2]), (len(whole) - 1, [2, 2]), (1_000, [2, 2, 1])):
+        cut, whose = encoding.blocks(texts, Counting(), 16, cap)
+        assert [block.tolist() for block in cut] == [block.tolist() for block in whole[:cap]]
+        assert whose.tolist() == owners[:cap].tolist() and read == reads
+        read.clear()
+
+
 def test_an_empty_corpus_is_refused(tokenizer):
     with pytest.raises(InputError, match="corpus is empty"):
         encoding.blocks([], tokenizer, 16)

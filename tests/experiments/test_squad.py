@@ -176,6 +176,21 @@ def test_the_page_says_first_whether_a_rule_does_as_well(page, rule, says):
     text = in_short(found, [{"metrics": {"f1": rule}}])
     assert "F1 is 30.0" in text and f"gets {rule}" in text and says in text
     assert in_short([], []).startswith("–") and in_short(found, []).startswith("–")
+    longer = [{"unit": {"model": name, "epochs": 7}, "metrics": {"f1": f1}} for name, f1 in {"student": 41.0}.items()]
+    assert in_short(found, [{"metrics": {"f1": rule}}], longer) == f"{text} With 7 epochs (4.9): student 41.0."
+
+
+def test_a_unit_may_have_epochs_of_its_own(tiny, pretrained):
+    """Which change the recipe that is trained by and recorded, and nothing else."""
+    made = squad.Squad(
+        profiles.load("mini", tiny | {"squad": FEW | {"longest_answer": 12}}),
+        records.Workspace(profiles.load("mini"), str(pretrained)),
+    )
+    unit = {"model": "student", "seed": 0}
+    once, longer = made.settings(unit), made.settings(unit | {"epochs": 3})
+    assert once["recipe"]["epochs"] == 1 and longer["recipe"]["epochs"] == 3
+    assert longer | {"recipe": once["recipe"]} == once
+    assert once["stride"] == 16 and once["longest_answer"] == 12 and "evaluation_batch_size" not in once["recipe"]
 
 
 def test_an_accent_of_its_own_belongs_to_its_letter_k12(tokenizer):

@@ -111,9 +111,9 @@ def record(variant: str, kind: str, wrong: int, ratio: float, size: float, **mor
 def found() -> list[dict]:
     return [
         record("fp32", "onnx", 10, 1.0, 80.0),
-        record("fp32", "ort", 10, 1.0, 80.0, cold_start_s=0.8, loading_s=0.2),
+        record("fp32", "ort", 10, 1.0, 80.0, cold_start_s=0.8, loading_s=0.2, peak_memory_mb=240.0),
         record("taylor_50_int8", "onnx", 40, 4.0, 20.0),
-        record("taylor_50_int8", "ort", 40, 4.0, 20.0, cold_start_s=0.8, loading_s=0.2),
+        record("taylor_50_int8", "ort", 40, 4.0, 20.0, cold_start_s=0.8, loading_s=0.2, peak_memory_mb=60.0),
     ]
 
 
@@ -144,7 +144,9 @@ def test_shares_and_gains(found, page):
     (gained,) = gains_table(found, "sst2", 1).to_dict("records")
     assert gained == {"size left (%)": "25", "times as fast": "4.00 (3.60 to 4.40)", "accuracy (points)": "-30.0"}
     (started,) = mobile_format(found, 1).to_dict("records")
-    assert started == {"models": "2", "loading (%)": "50", "cold start (%)": "80"}
+    assert started == {"models": "2", "loading (%)": "50", "cold start (%)": "80", "peak memory (%)": "150"}
+    again = gains_table([found[0], record("taylor_50_recovered", "onnx", 5, 2.0, 40.0)], "sst2", 1)
+    assert again["accuracy (points)"].item() == tables.NOTHING, "it was trained for longer"
     assert gains_table(found[2:], "sst2", 1).empty and mobile_format([], 1).empty
     assert exported_shares([], "sst2", 1).empty
 
