@@ -2,7 +2,7 @@
 # Every notebook with the profile t4, the code that a Colab user runs, at the size of BERT-base but on the processor: a
 # few batches of each data set, one seed, few variants. It takes whatever the Hub serves, or what HF_ENDPOINT stands for,
 # and writes to results/t4-random where the weights there are random. For a look whether all of it runs, not for numbers.
-# Arguments go to run_all.sh. About 45 minutes on two cores, and 20 GB of disk: STORE=FOLDER says where.
+# Arguments go to run_all.sh. About 50 minutes on two cores, and 20 GB of disk: STORE=FOLDER says where.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
