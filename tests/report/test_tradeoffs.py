@@ -78,7 +78,7 @@ def test_sentences_follow_the_numbers(found):
     words = tradeoffs.in_words(found, "sst2", "student")
     int8 = "int8, linear layers (ONNX Runtime), 4.0 times as fast as fp32 for one row, 21.0 MB against 40.0"
     low, high = (-binom.ppf(share, 200, 2 / 200) / 2 for share in (0.975, 0.025))  # of 200 rows it loses two more
-    lost = f"-1.0 points (95%: {low:+z.1f} to {high:+z.1f})."
+    lost = f"-1.0 points (95% interval {low:+z.1f} to {high:+z.1f})."
     assert f"The fastest that loses no more than 1 point: {int8}, {lost}" in words
     small = "The smallest that loses no more than 1 point: int8, linear layers (PyTorch dynamic), 3.0 times as fast"
     assert small in words, "fp4 is smaller, and loses 20 points"
