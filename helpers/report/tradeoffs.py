@@ -168,8 +168,8 @@ def in_words(found: Sequence[dict], task: str, model: str) -> str:
     for place, titles in best.items():
         row, what = level.loc[place], f"{' and '.join(titles)} that loses no more than {NEAR:g} point"
         gain = f"{row[TIMES]:.1f} times as fast as fp32 for one row, {row.size_mb:.1f} MB against {size:.1f}"
-        low, high = between(by_name[row.variant], rivals[row.variant])
-        says.append(f"- The {what}: {row.label}, {gain}, {row.points:+z.1f} points (95% interval {low:+z.1f} to {high:+z.1f}).")
+        ends = "95% interval {:+z.1f} to {:+z.1f}".format(*between(by_name[row.variant], rivals[row.variant]))
+        says.append(f"- The {what}: {row.label}, {gain}, {row.points:+z.1f} points ({ends}).")
     slow = rest[rest[f"{TIMES}_high"] < min(1, base["metrics"][f"{TIMES}_low"])]  # than fp32 against itself
     says += [f"- Slower than fp32 for one row: {'; '.join(slow.label)}."] if len(slow) else []
     clear = metrics.holm({name: p_value(record, rivals[name]) for name, record in by_name.items()})
