@@ -9,8 +9,8 @@ set_up requirements.txt tests/requirements.txt
 "$python" -m ruff format --check .
 # One worker more than there are cores: some of a test is waiting for processes that it starts.
 workers=$("$python" -c "import os; print(min(4, 1 + (os.cpu_count() or 1)))")
-beside() { # beside MARKS ARGUMENTS...: side by side, a file each, in their order; one thread each, for small models
-  OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive "$python" -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder -m "$@"
+beside() { # beside MARKS ARGUMENTS...: side by side, a file each, in their order; a thread that waits must not spin
+  OMP_WAIT_POLICY=passive "$python" -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder -m "$@"
 }
 if [[ ${1:-} == --quick ]]; then
   beside "not alone and not series and not hub and not slow" "${@:2}"

@@ -108,8 +108,8 @@ def foreign(tmp_path):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Everything is timed, but not for long."""
-    few = {"timing": {"least_runs": 5, "least_seconds": 0.0, "most_seconds": 1.0}, "quantization.repeats": 1}
+    """Everything is timed, but not for long; of fewer runs, whatever runs beside this could hide a gain of three."""
+    few = {"timing": {"least_runs": 25, "least_seconds": 0.0, "most_seconds": 2.0}, "quantization.repeats": 1}
     quickly = own.profiles.load("laptop", few)
     monkeypatch.setattr(own.profiles, "load", lambda _: quickly)
     monkeypatch.setattr(own, "LENGTHS", (8, 512))
