@@ -49,8 +49,8 @@ def corpus_blocks(
 ) -> tuple[Blocks, dict]:
     """Blocks of one split of the profile's corpus, and its provenance. `cap`: so many at most, from the beginning."""
     rows, source = corpus_rows(profile, config, split)
-    cut, _ = blocks(list(articles(rows, tokenizer.unk_token)), tokenizer, profile.corpus.block_length, cap)
-    return cut, source | ({"capped": {split: f"the first {cap:,} blocks"}} if len(cut) == cap else {})
+    cut, _ = blocks(list(articles(rows, tokenizer.unk_token)), tokenizer, profile.corpus.block_length, cap and cap + 1)
+    return cut[:cap], source | ({"capped": {split: f"the first {cap:,} blocks"}} if cap and len(cut) > cap else {})
 
 
 def drawn_blocks(profile: Profile, tokenizer: Tokenizer, text: str, split: str, cap: int | None) -> Text:

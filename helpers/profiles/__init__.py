@@ -183,7 +183,7 @@ class Squad(Part):
     stride: Positive = 128  # tokens that one window shares with the next
     longest_answer: Positive = 30  # tokens
     temperature: Rate = 2.0  # of the second distillation
-    longer: Positive | None = None  # epochs of another fine-tuning, of students and dropped layers
+    longer: Annotated[int, Field(ge=2)] | None = None  # times the epochs, in another try of students and dropped layers
 
 
 class Perplexity(Part):

@@ -234,10 +234,10 @@ def describe_machine(provenance: dict, settings: dict | None = None) -> str:
 
 
 # The notebook in which an experiment's records are made.
-MADE = {"01": "distillation ablation", "02": "glue", "03": "imdb", "05": "perplexity", "09": "edge arm64"}
-MADE |= {"04": "squad squad_longer squad_on_the_way glue_on_the_way", "07": "pruning recovery finishing"}
-MADE |= {"06": "quantization fullsize eighth_bit worst_matrices compiled", "11": "own own_speed staircase"}
-OWNERS = {name: number for number, names in MADE.items() for name in names.split()} | {"nearer": "12"}
+HAS = {"01": "distillation ablation", "02": "glue", "05": "perplexity", "09": "edge arm64", "12": "nearer"}
+HAS |= {"03": "imdb", "04": "squad squad_longer squad_on_the_way glue_on_the_way", "07": "pruning recovery finishing"}
+HAS |= {"06": "quantization fullsize eighth_bit worst_matrices compiled", "11": "own own_speed staircase"}
+OWNERS = {name: number for number, names in HAS.items() for name in names.split()}
 
 
 def notebook_of(record: dict) -> str:

@@ -16,6 +16,7 @@ from .tables import INTERVAL, Column, ends
 NEAR = 1.0  # points: what a variant may lose and still be advised
 SCORE, SIZE = Column("score (%)", "score", "{:.1f}", 100), Column("size (MB)", "size_mb")
 AGAINST, AHEAD = "against the whole model (points)", "{:+z.1f} (p {})"  # that was trained as long
+GAP = "{:+z.1f} points (95% interval {:+z.1f} to {:+z.1f})"
 TIMES = "latency_times_as_fast"  # as fp32, for one row
 FOLDED = {"p50 (ms)": "latency_p50_ms", "p95 (ms)": "latency_p95_ms", "rows/s, batch": "samples_per_s"}
 FOLDED |= {"weights in memory (MB)": "footprint_mb", "cold start (s)": "cold_start_s", "of it imports (s)": "imports_s"}
@@ -48,12 +49,11 @@ def p_value(record: dict, reference: dict) -> float:
     return comparison.p_value(record["unit"]["task"], *lines, record["details"]["references"])
 
 
-def between(record: dict, reference: dict) -> tuple[float, float]:
-    """A 95% interval of the difference in points between the scores of a variant and another, over the same rows."""
+def between(record: dict, reference: dict, score: metrics.Score) -> tuple[float, float, float]:
+    """By how many points a variant is ahead of another, with the 95% interval over the rows that they share."""
     runs = {name: unpack(one["details"]["predictions"])[None] for name, one in (("", record), ("other", reference))}
-    truth, score = unpack(record["details"]["references"]), partial(metrics.quick_score, record["unit"]["task"])
-    own, other = metrics.resample(runs, truth, score).values()
-    return metrics.interval(100 * (own - other))
+    own, other = metrics.resample(runs, unpack(record["details"]["references"]), score).values()
+    return points(record, reference), *metrics.interval(100 * (own - other))
 
 
 def rival(record: dict, found: Sequence[dict]) -> dict:
@@ -168,8 +168,8 @@ def in_words(found: Sequence[dict], task: str, model: str) -> str:
     for place, titles in best.items():
         row, what = level.loc[place], f"{' and '.join(titles)} that loses no more than {NEAR:g} point"
         gain = f"{row[TIMES]:.1f} times as fast as fp32 for one row, {row.size_mb:.1f} MB against {size:.1f}"
-        ends = "95% interval {:+z.1f} to {:+z.1f}".format(*between(by_name[row.variant], rivals[row.variant]))
-        says.append(f"- The {what}: {row.label}, {gain}, {row.points:+z.1f} points ({ends}).")
+        gap = GAP.format(*between(by_name[row.variant], rivals[row.variant], partial(metrics.quick_score, task)))
+        says.append(f"- The {what}: {row.label}, {gain}, {gap}.")
     slow = rest[rest[f"{TIMES}_high"] < min(1, base["metrics"][f"{TIMES}_low"])]  # than fp32 against itself
     says += [f"- Slower than fp32 for one row: {'; '.join(slow.label)}."] if len(slow) else []
     clear = metrics.holm({name: p_value(record, rivals[name]) for name, record in by_name.items()})
