@@ -89,12 +89,14 @@ def chart(points: pd.DataFrame, cost: str, xlabel: str, ylabel: str, shown: Coll
     figure, axes = plt.subplots(figsize=(9, 4.4), layout="constrained")
     best = _draw_points(axes, points, cost, TECHNIQUES if shown is None else shown)
     named = pd.concat([best, points[points.variant == "fp32"]]).drop_duplicates("label")
-    place, numbers = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 10, "fontweight": "bold"}, []
+    look, names = {"textcoords": "offset points", "fontsize": 10, "fontweight": "bold", "zorder": 5}, []
     for number, row in enumerate(named.itertuples(), start=1):
-        axes.annotate(str(number), (getattr(row, cost), row.score), **place)
-        numbers.append(Line2D([], [], linestyle="none", color="0.15", marker=f"${number}$", label=row.label))
+        spot, mark = (getattr(row, cost), row.score), {"markersize": 8, "markeredgecolor": "black"}
+        axes.plot(*spot, MARKERS[row.family], color=TECHNIQUES[row.family], **mark)
+        axes.annotate(str(number), spot, (6 if number % 2 else -13, 5), **look)  # neighbours' numbers lie apart
+        names.append(Line2D([], [], linestyle="none", color="0.15", marker=f"${number}$", label=row.label))
     beside = 1 if named.label.str.len().max() > 60 else 2  # two wide ones would not fit
-    figure.legend(handles=numbers, loc="outside upper left", ncols=beside, fontsize=9)
+    figure.legend(handles=names, loc="outside upper left", ncols=beside, fontsize=9)
     axes.set(xlabel=f"{xlabel}, log scale", ylabel=ylabel)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
@@ -108,15 +110,13 @@ def _draw_points(axes: plt.Axes, points: pd.DataFrame, cost: str, shown: Collect
         axes.plot(own[cost], own.score, MARKERS[name], markersize=6, label=name, color=colour)
         if f"{cost}_low" in own:
             axes.hlines(own.score, own[f"{cost}_low"], own[f"{cost}_high"], linewidth=1, color=colour)
+    axes.plot(points[cost], points.score, " ")  # all of them span the axes, whichever are drawn
     for base in points[points.variant == "fp32"].itertuples():
-        half = 1.96 * np.sqrt(base.score * (100 - base.score) / base.rows)
-        band = {"color": "grey", "alpha": 0.12, "linewidth": 0, "label": "chance of the rows drawn (fp32)"}
-        axes.axhspan(base.score - half, base.score + half, **band)
+        low, high = base.score + 1.96 * np.sqrt(base.score * (100 - base.score) / base.rows) * np.array([-1, 1])
+        axes.axhspan(low, high, color="grey", alpha=0.12, linewidth=0, label="chance of the rows drawn (fp32)")
     best, label = front(drawn, cost), "best score at this cost or less"
     axes.step(best[cost], best.score, where="post", color="grey", linewidth=1, zorder=0, label=label)
-    room = max(1.0, 0.15 * np.ptp(points.score))
-    axes.set(xscale="log", ylim=(points.score.min() - room, points.score.max() + room))
-    axes.set_xlim(points[cost].min() / 1.3, points[cost].max() * 1.6)
+    axes.set(xscale="log", ymargin=0.12, xlim=(points[cost].min() / 1.3, points[cost].max() * 1.6))
     narrow = points[cost].max() < 6 * points[cost].min()
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if narrow else (1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
