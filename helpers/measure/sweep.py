@@ -139,7 +139,7 @@ class Experiment:
         units = self.ready if units is None else units
         found, failures = [], []
         # miniters: `report` shows within a unit, too. position: else ours would move below others' bars that linger.
-        bar = {"bar_format": METER, "file": sys.stdout, "miniters": 0, "position": 0}
+        bar = {"bar_format": METER, "file": sys.stdout, "miniters": 0, "position": 0, "disable": not units}
         with tqdm(total=len(units), desc=self.name, **bar) as _bar:
             spread = self.spreads and CLUSTER in os.environ and READ_ONLY not in os.environ
             todo = self.unmeasured(units) if spread else []

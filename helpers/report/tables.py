@@ -162,14 +162,14 @@ def folded(table: pd.DataFrame, caption: str, part: pd.DataFrame | None = None) 
     if rows <= ROWS and columns <= WIDE:
         return f"{whole}\n\n{said}"
     above = "" if part is None else markdown(part.reset_index()) + "\n\n"
-    fold = f"<details><summary>The whole table: {rows} × {columns}</summary>\n\n{whole}\n\n</details>"
-    return f"{above}{said}\n\n{fold}"
+    return f"{above}{said}\n\n<details><summary>The whole table: {rows} × {columns}</summary>\n\n{whole}\n\n</details>"
 
 
 def markdown(table: pd.DataFrame) -> str:
     """A table in Markdown, its numbers to the right."""
     body = table.astype(str)
-    numeric = [body[name].str.fullmatch(r"[*+-]*[\d.,]+( ± [\d.,]+)?%?[*]*|–|").all() for name in body.columns]
+    value = r"[*+-]*(< )?[\d.,]+( ± [\d.,]+)?%?( \((p [<\d. ]+|[+-]?[\d.,]+( to [+-]?[\d.,]+)?)\))?[*]*|–|"
+    numeric = [body[name].str.fullmatch(value).all() for name in body.columns]
     lines = [table.columns, ["---:" if right else "---" for right in numeric], *body.values.tolist()]
     return "\n".join(f"| {' | '.join(_plain(str(cell)) for cell in line)} |" for line in lines)
 
