@@ -19,7 +19,6 @@ from transformers.utils.import_utils import is_torchao_available
 
 from .. import InputError
 from ..models import checkpoints
-from ..models.checkpoints import quantized_layers
 from . import pruning
 
 # What bitsandbytes leaves as it is: beginnings of names.
@@ -125,7 +124,7 @@ def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
 def packed_bytes(model: nn.Module) -> int:
     """What PyTorch's packed 8-bit layers take, by their shapes: to look at the integers is to copy them."""
     found = 0
-    for layer in quantized_layers(model).values():
+    for layer in checkpoints.quantized_layers(model).values():
         if isinstance(layer, torch.ao.nn.quantized.Embedding):  # a scale and a zero point in 4 bytes
             found += layer.num_embeddings * (layer.embedding_dim + 4 + 4)
         else:  # scale and zero point in 8 bytes, bias in 4
@@ -150,7 +149,7 @@ def dynamic(model: PreTrainedModel, embeddings: bool) -> PreTrainedModel:
 
 def _save_dynamic(model: PreTrainedModel, folder: Path) -> None:
     """Each quantized layer as integers, scales and zero points: what PyTorch packs, in a format that is no pickle."""
-    layers = quantized_layers(model)
+    layers = checkpoints.quantized_layers(model)
     tensors = {
         name: value
         for name, value in model.state_dict().items()

@@ -7,7 +7,6 @@ from pathlib import Path
 import datasets
 import evaluate
 import numpy as np
-from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from .. import InputError
@@ -300,7 +299,7 @@ class Imdb(Downstream):
         details = {"predictions": records.pack(guesses), "references": records.pack(labels)}
         return {"accuracy": float(metrics.share_equal(guesses, labels)), "truncated": float(cut)}, details, [source]
 
-    def reviews(self, split: str) -> tuple[Dataset, dict]:
+    def reviews(self, split: str) -> tuple[datasets.Dataset, dict]:
         """The reviews of a split that are used, and their provenance."""
         recipe = self.profile.imdb.recipe
         rows = recipe.train_rows if split == "train" else recipe.dev_rows

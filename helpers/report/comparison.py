@@ -1,20 +1,19 @@
 """Models side by side: medians over seeds, what a student keeps of its teacher, and paired tests."""
 
-import functools
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, lru_cache, partial
 
 import numpy as np
 import pandas as pd
 
-from ..measure import metrics
-from ..measure.records import unpack
+from ..measure import metrics, records
 from . import tables
 from .tables import MODELS, Column
 
 MACRO, WITHOUT_WNLI = "mean of all tasks", "… without WNLI"
 KEPT = "of the teacher's (%)"
 SURE = 0.05  # p-values below this are called clear
+POINTS = "{:+z.1f} points, {} ({})"  # how many, whether that is clear, and by what
 Runs = dict[str, np.ndarray]  # what is kept of each row, [seeds, rows], by model
 
 
@@ -70,11 +69,11 @@ class Comparison:
         return np.mean(each, axis=0)
 
 
-@functools.lru_cache(1000)  # the same models are compared in several ways
+@lru_cache(1000)  # the same models are compared in several ways
 def _drawn(task: str, model: str, lines: Sequence[str], references: str, replicates: int) -> np.ndarray:
-    runs, score = {model: np.stack([unpack(line) for line in lines])}, partial(metrics.quick_score, task)
+    runs, score = {model: np.stack([records.unpack(line) for line in lines])}, partial(metrics.quick_score, task)
     seed = sorted(metrics.GLUE).index(task)
-    return metrics.resample(runs, unpack(references), score, replicates, seed)[model]
+    return metrics.resample(runs, records.unpack(references), score, replicates, seed)[model]
 
 
 PUBLISHED_ABLATION = {  # how the paper's Table 4 names what ours go without
@@ -89,7 +88,7 @@ def runs_of(found: Sequence[dict], detail: str = "predictions") -> Runs:
     """What the records keep of each row, [seeds, rows] by model, in the order of the tables."""
     by_seed = sorted(found, key=lambda record: record["unit"]["seed"])
     own = {name: [r["details"][detail] for r in by_seed if r["unit"]["model"] == name] for name in MODELS}
-    return {name: np.stack([unpack(line) for line in lines]) for name, lines in own.items() if lines}
+    return {name: np.stack([records.unpack(line) for line in lines]) for name, lines in own.items() if lines}
 
 
 def middles(runs: Runs, truth: np.ndarray, score: metrics.Score) -> dict[str, float]:
@@ -97,29 +96,20 @@ def middles(runs: Runs, truth: np.ndarray, score: metrics.Score) -> dict[str, fl
     return {name: 100 * float(np.median([score(one, truth, None) for one in own])) for name, own in runs.items()}
 
 
-def beside(
-    runs: Runs,
-    truth: np.ndarray,
-    score: metrics.Score,
-    header: str,
-    against: Sequence[str],
-    replicates: int = metrics.REPLICATES,
-) -> pd.DataFrame:
+def beside(runs: Runs, truth: np.ndarray, score: metrics.Score, header: str, against: Sequence[str]) -> pd.DataFrame:
     """A row a model: its score in percent with a 95% bootstrap interval, also as a share of the teacher's, and how far
     it is ahead of some others.
 
-    `runs` and `score` as for `metrics.resample`; p-values are of a paired permutation test.
+    `runs` and `score` as for `metrics.resample`; what differences are worth is told as in `ahead`.
     """
-    drawn, middle = metrics.resample(runs, truth, score, replicates), middles(runs, truth, score)
+    drawn, middle = metrics.resample(runs, truth, score), middles(runs, truth, score)
 
     def with_interval(name: str) -> tuple[float, ...]:
         return middle[name], *(100 * end for end in metrics.interval(drawn[name]))
 
     def gap(name: str, other: str) -> str | None:
-        if other not in runs or other == name:
-            return None
-        p = metrics.permutation_test(runs[name], runs[other], truth, score, 2 * replicates)
-        return f"{middle[name] - middle[other]:+z.1f} (p {metrics.written(p, 2 * replicates)})"
+        there = other in runs and other != name
+        return ahead(runs, truth, score, name, other, "{0:+z.1f} ({2})") if there else None
 
     columns = [Column(header, with_interval, "{:.1f} ({:.1f} to {:.1f})")]
     columns += [Column(KEPT, lambda name: 100 * middle[name] / middle["teacher"] if middle.get("teacher") else None)]
@@ -127,11 +117,11 @@ def beside(
     return tables.build(runs, [*columns, Column("n", lambda name: len(runs[name]), "{}")], MODELS.get, "model")
 
 
-@functools.cache  # a table and a sentence ask for the same
+@cache  # a table and a sentence ask for the same
 def p_value(task: str, own: str, other: str, references: str, texts: str | None = None) -> float:
     """Of the difference in score between two models' packed answers, by swapping them row by row, or text by text."""
-    answers, truth = [unpack(line)[None] for line in (own, other)], unpack(references)
-    whose = None if texts is None else unpack(texts)
+    answers, truth = [records.unpack(line)[None] for line in (own, other)], records.unpack(references)
+    whose = None if texts is None else records.unpack(texts)
     return metrics.permutation_test(*answers, truth, partial(metrics.quick_score, task), texts=whose)
 
 
@@ -148,8 +138,19 @@ def _tasks(task: str, tasks: Sequence[str]) -> list[str]:
     return [task]
 
 
-def ahead(runs: Runs, truth: np.ndarray, score: metrics.Score, one: str, other: str) -> str:
-    """By how many points one model is ahead of another, and whether a paired test finds that clear."""
-    p = metrics.permutation_test(runs[one], runs[other], truth, score)
-    middle, sure = middles(runs, truth, score), "clear" if p < SURE else "not clear"
-    return f"{middle[one] - middle[other]:+z.1f} points, {sure} in a paired test (p {metrics.written(p)})"
+def ahead(runs: Runs, truth: np.ndarray, score: metrics.Score, one: str, other: str, form: str = POINTS) -> str:
+    """By how many points one model is ahead of another, and whether that is clear.
+
+    Where both were trained once, by a paired permutation test, which knows of no other training; else by a 95%
+    bootstrap interval over rows and seeds. `form` takes the points, whether it is clear, and p or interval.
+    """
+    both = {name: runs[name] for name in (one, other)}
+    first, second = middles(both, truth, score).values()
+    if max(map(len, both.values())) == 1:
+        p = metrics.permutation_test(*both.values(), truth, score)
+        how, clear, worth = "in a paired test", p < SURE, f"p {metrics.written(p)}"
+    else:
+        drawn = metrics.resample(both, truth, score)
+        low, high = metrics.interval(100 * (drawn[one] - drawn[other]))
+        how, clear, worth = "over rows and seeds", low > 0 or high < 0, f"{low:+z.1f} to {high:+z.1f}"
+    return form.format(first - second, f"{'clear' if clear else 'not clear'} {how}", worth)

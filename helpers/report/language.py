@@ -6,8 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..measure import metrics
-from ..measure.records import of, unpack
+from ..measure import metrics, records
 from . import tables
 
 STAGES = {
@@ -38,11 +37,11 @@ def change(found: Sequence[dict], model: str, text: str, stage: str) -> Change |
     Both are asked for the same tokens, so the interval is that of the difference, whole documents being drawn, and the
     spread its standard deviation over draws of the masks and seeds.
     """
-    old, new = (of(found, model=model, text=text, stage=name) for name in ("base", stage))
+    old, new = (records.of(found, model=model, text=text, stage=name) for name in ("base", stage))
     if not old or not new:
         return None
-    sums = [np.mean([unpack(record["details"]["document_sums"]) for record in side], axis=0) for side in (old, new)]
-    counts, rest = unpack(old[0]["details"]["document_counts"]), sums[1] - sums[0]
+    sums = [np.mean([records.unpack(r["details"]["document_sums"]) for r in side], axis=0) for side in (old, new)]
+    counts, rest = records.unpack(old[0]["details"]["document_counts"]), sums[1] - sums[0]
     low, high = metrics.mean_interval(rest[counts > 0], counts[counts > 0])
     draws = np.array([record["details"]["draws"] for record in new]) - old[0]["details"]["draws"]
     return Change(rest.sum() / counts.sum(), low, high, float(draws.std(ddof=1)) if draws.size > 1 else None)

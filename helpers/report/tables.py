@@ -91,6 +91,7 @@ CAST = {  # what a model is called, and its colour, everywhere
     "twin_time": ("twin, as many minutes", "#8c3b6d"),
     "student_nearer": ("student, nearer text", "#004d80"),
     "twin_nearer": ("twin, nearer text", "#a35f00"),
+    "student_longest": ("student, nearer text, longest", None),
     "random": ("random start", "#029e73"),
     "dropped": ("teacher with layers dropped", "#ca9161"),
     "rule": ("a rule that has learnt nothing", "#949494"),
@@ -234,7 +235,7 @@ def describe_machine(provenance: dict, settings: dict | None = None) -> str:
 
 
 # The notebook in which an experiment's records are made.
-HAS = {"01": "distillation ablation", "02": "glue", "05": "perplexity", "09": "edge arm64", "12": "nearer"}
+HAS = {"01": "distillation ablation", "02": "glue", "05": "perplexity", "09": "edge arm64", "12": "nearer longest"}
 HAS |= {"03": "imdb", "04": "squad squad_longer squad_on_the_way glue_on_the_way", "07": "pruning recovery finishing"}
 HAS |= {"06": "quantization fullsize eighth_bit worst_matrices compiled", "11": "own own_speed staircase"}
 OWNERS = {name: number for number, names in HAS.items() for name in names.split()}

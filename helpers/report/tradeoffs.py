@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 
 from ..compression import variants
-from ..compression.variants import BASE
 from ..measure import metrics, records
 from ..measure.records import of, unpack
 from . import comparison, tables
@@ -33,7 +32,7 @@ def frame(found: Sequence[dict]) -> pd.DataFrame:
     made = pd.DataFrame(rows)
     if len(made):
         # All latencies on one scale: fp32's in each task and model, by the ratio that was measured in one run.
-        base = made[made.variant == BASE].set_index(["task", "model"]).latency_p50_ms
+        base = made[made.variant == variants.BASE].set_index(["task", "model"]).latency_p50_ms
         own = pd.Series([base.get((row.task, row.model), np.nan) for row in made.itertuples()], made.index)
         for end, by in (("", ""), ("_low", "_high"), ("_high", "_low")):
             made[f"latency_ms{end}"] = own / made[f"{TIMES}{by}"]
@@ -61,10 +60,10 @@ def rival(record: dict, found: Sequence[dict]) -> dict:
 
     A variant that was trained again has had more training than fp32, which gains by that, too.
     """
-    unit, control = record["unit"], f"{BASE}_recovered"
+    unit, control = record["unit"], f"{variants.BASE}_recovered"
     again = variants.parse(unit["variant"]).recovered and unit["variant"] != control
     alike = of(found, **unit | {"variant": control}) if again else []
-    return (alike or of(found, **unit | {"variant": BASE}))[0]
+    return (alike or of(found, **unit | {"variant": variants.BASE}))[0]
 
 
 def points(record: dict, reference: dict) -> float:
@@ -102,7 +101,7 @@ def finalists(found: Sequence[dict], task: str, model: str) -> list[str]:
     """Labels of fp32, and of the fastest variants for one row that lose no more than `NEAR`: ten at the most."""
     own = of(found, task=task, model=model)
     near = [one for one in own if points(one, rival(one, own)) > -NEAR - 1e-9]
-    near.sort(key=lambda one: (one["unit"]["variant"] != BASE, -one["metrics"][TIMES]))
+    near.sort(key=lambda one: (one["unit"]["variant"] != variants.BASE, -one["metrics"][TIMES]))
     return list(map(label, near[: tables.ROWS]))
 
 
@@ -115,7 +114,7 @@ def full_size(found: Sequence[dict]) -> pd.DataFrame:
 
 def losses_table(found: Sequence[dict]) -> pd.DataFrame:
     """A row a variant of the pretrained student: its held-out losses and its size."""
-    base = next((record["metrics"]["masked_lm_loss"] for record in of(found, variant=BASE)), np.nan)
+    base = next((record["metrics"]["masked_lm_loss"] for record in of(found, variant=variants.BASE)), np.nan)
     columns = [tables.COLUMNS[name] for name in ("masked_lm_loss", "kl_to_teacher", "cosine_loss")]
     change = Column("change of masked-LM loss (nats)", lambda r: r["metrics"]["masked_lm_loss"] - base, "{:+z.3f}")
     return tables.build(found, [*columns, change, SIZE], label, "variant")
@@ -129,7 +128,7 @@ def everything(found: Sequence[dict]) -> pd.DataFrame:
     rows, lazy, ahead = {}, {}, Column(AGAINST, partial(against, found), AHEAD)
     for record in found:
         name = f"{record['unit']['task']}, {tables.MODELS[record['unit']['model']]}"
-        score = SCORE if record["unit"]["variant"] == BASE else ahead
+        score = SCORE if record["unit"]["variant"] == variants.BASE else ahead
         row = rows.setdefault(label(record), {})
         row |= {name: score.cell(record), f"{name}: size (MB)": SIZE.cell(record)}
         row[f"{name}: times as fast"] = f"{record['metrics'][TIMES]:.2f}"
@@ -155,9 +154,9 @@ def instructions(found: Sequence[dict]) -> str:
 def in_words(found: Sequence[dict], task: str, model: str) -> str:
     """Which variants are worth it, in sentences that follow the numbers whichever way they fall."""
     by_name = {record["unit"]["variant"]: record for record in of(found, task=task, model=model)}
-    if not by_name.keys() > {BASE}:
+    if not by_name.keys() > {variants.BASE}:
         return ""
-    base, says = by_name.pop(BASE), []
+    base, says = by_name.pop(variants.BASE), []
     size, rest = base["metrics"]["size_mb"], frame(list(by_name.values()))
     rivals = {name: rival(record, [base, *by_name.values()]) for name, record in by_name.items()}
     rest["points"] = [points(record, rivals[name]) for name, record in by_name.items()]

@@ -23,7 +23,7 @@ def tokenizer():
 def nearer(page):
     """What the notebook defines, by name."""
     names = ["parts", "plain", "measured_texts", "as_blocks", "blocks_of", "Grouped", "Mixture", "Nearer", "Mixed"]
-    names += ["Judged", "OnReviews", "OnQuestions"]
+    names += ["Judged", "OnReviews", "OnQuestions", "Longest", "StillLonger", "LongestOnTasks", "LongestAsked"]
     return dict(zip(names, page("12_nearer_text", *names), strict=True))
 
 
@@ -153,3 +153,10 @@ def test_tasks_start_from_the_models_of_the_mixture_and_not_from_those_of_articl
         assert starts.pop("twin_nearer") == "nearer twin"
         assert set(starts.values()) == {"nearer student"}, name
         assert made.name == "nearer" and not made.keeps(made.units[0])
+    for name in ("LongestOnTasks", "LongestAsked"):
+        made = nearer[name](profiles.load("mini", {"longest": 7}), space)
+        assert {unit["model"] for unit in made.units} == {"student_longest"}
+        assert {made.settings(unit)["start"] for unit in made.units} == {"longest student"}
+        assert made.name == "longest" and not made.keeps(made.units[0])
+        steps = made.pretraining.recipe.training.steps
+        assert steps == 7 * profile.distillation.training.steps

@@ -148,12 +148,25 @@ def test_scores_stand_beside_each_other_and_as_shares_of_the_teachers():
         np.zeros(4),
         {"teacher": np.array([[1.0, 1.0, 1.0, 0.0]]), "student": np.array([[1.0, 0.0, 0.0, 0.5]])},
     )
-    table = comparison.beside(runs, truth, metrics.share_right, "F1 (%)", ["teacher"], replicates=50)
+    table = comparison.beside(runs, truth, metrics.share_right, "F1 (%)", ["teacher"])
     assert table.loc["student", "F1 (%)"].startswith("37.5 (") and list(table[comparison.KEPT]) == ["100.0", "50.0"]
     assert table.loc["student", "ahead of the teacher (points)"].startswith("-37.5 (p ")
     for model in (runs | {"teacher": np.zeros((1, 4))}, {"student": runs["student"]}):  # knows nothing; isn't there
-        table = comparison.beside(model, truth, metrics.share_right, "F1 (%)", [], replicates=50)
+        table = comparison.beside(model, truth, metrics.share_right, "F1 (%)", [])
         assert set(table[comparison.KEPT]) == {tables.NOTHING}
+
+
+def test_a_model_trained_more_than_once_is_ahead_only_if_other_seeds_would_be():
+    """Over rows alone the gap is clear; one of the two trainings has it, and the other its contrary."""
+    rows = np.linspace(0.2, 0.4, 400)
+    runs = {"student": rows[None] + 0.1, "dropped": np.stack([rows - 0.2, rows + 0.3])}
+    how = np.zeros(400), metrics.share_right
+    once = comparison.ahead({"student": runs["student"], "dropped": rows[None]}, *how, "student", "dropped")
+    assert once.startswith("+10.0 points, clear in a paired test (p < ")
+    told = comparison.ahead(runs, *how, "student", "dropped")
+    assert told.startswith("+5.0 points, not clear over rows and seeds (-20.0 to +30.0)"), told
+    table = comparison.beside(runs, *how, "F1 (%)", ["dropped"])
+    assert table.loc["student", "ahead of the teacher with layers dropped (points)"] == "+5.0 (-20.0 to +30.0)"
 
 
 def test_published_numbers_stand_beside_each_other_as_printed():
