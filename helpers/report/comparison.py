@@ -152,5 +152,6 @@ def ahead(runs: Runs, truth: np.ndarray, score: metrics.Score, one: str, other: 
     else:
         drawn = metrics.resample(both, truth, score)
         low, high = metrics.interval(100 * (drawn[one] - drawn[other]))
-        how, clear, worth = "over rows and seeds", low > 0 or high < 0, f"{low:+z.1f} to {high:+z.1f}"
+        how = "over rows and seeds" + " of one" * (min(map(len, both.values())) == 1)  # the other was trained once
+        clear, worth = low > 0 or high < 0, f"{low:+z.1f} to {high:+z.1f}"
     return form.format(first - second, f"{'clear' if clear else 'not clear'} {how}", worth)

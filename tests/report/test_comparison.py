@@ -164,6 +164,9 @@ def test_a_model_trained_more_than_once_is_ahead_only_if_other_seeds_would_be():
     once = comparison.ahead({"student": runs["student"], "dropped": rows[None]}, *how, "student", "dropped")
     assert once.startswith("+10.0 points, clear in a paired test (p < ")
     told = comparison.ahead(runs, *how, "student", "dropped")
+    assert told.startswith("+5.0 points, not clear over rows and seeds of one (-20.0 to +30.0)"), told
+    runs["student"] = np.repeat(runs["student"], 2, axis=0)
+    told = comparison.ahead(runs, *how, "student", "dropped")
     assert told.startswith("+5.0 points, not clear over rows and seeds (-20.0 to +30.0)"), told
     table = comparison.beside(runs, *how, "F1 (%)", ["dropped"])
     assert table.loc["student", "ahead of the teacher with layers dropped (points)"] == "+5.0 (-20.0 to +30.0)"
