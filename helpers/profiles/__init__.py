@@ -299,7 +299,7 @@ class Profile(Part):
     revisions: dict[str, str] = Field(default_factory=dict)  # of data sets, by id: what isn't this one stops the run
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    longest: Positive | None = None  # times the steps of notebook 01's student, of the last one of notebook 12
+    longest: Positive | None = None  # steps of notebook 12's last student, in times those of notebook 01's
     threads: Positive | None = None  # None: as many as torch takes, one a core
     cell_timeout_minutes: Positive = 300
 

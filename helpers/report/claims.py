@@ -177,24 +177,14 @@ def throughput(evidence: Evidence) -> Finding:
 
 
 def paired(part: Part, answers: tuple, one: str, other: str, guess: float | None = None) -> Part:
-    """The part with ours: two models' median scores compared, with a 95% bootstrap interval over the same rows.
-
-    `answers`: runs, truth and score, as for `metrics.resample`. With what a guess scores, it is the share in percent
-    that one keeps of the other's lead over it; without, the difference in points.
-    """
-    (runs, truth, score), names = answers, (one, other)
-    if not set(names) <= runs.keys():
+    """The part with ours: two models compared; `answers` (runs, truth, score) and `guess` as for `comparison.between`."""
+    runs = answers[0]
+    if not {one, other} <= runs.keys():
         raise Missing
-
-    def compare(own: np.ndarray, rival: np.ndarray) -> np.ndarray:
-        return 100 * (own - rival if guess is None else (own - guess) / (rival - guess))
-
-    drawn = metrics.resample({name: runs[name] for name in names}, truth, score)
-    ours = compare(*(np.median([score(own, truth) for own in runs[name]]) for name in names))
-    low, high = metrics.interval(compare(*(drawn[name] for name in names)))
+    ours, low, high = comparison.between(*answers, one, other, guess)
     seeds, rows = runs[one].shape
     basis = f"{part.basis}; {seeds} seed{'s' if seeds > 1 else ''}, {rows:,} rows"
-    return part._replace(ours=float(ours), low=low, high=high, basis=basis)
+    return part._replace(ours=ours, low=low, high=high, basis=basis)
 
 
 def in_few_bits(

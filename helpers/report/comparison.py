@@ -138,6 +138,17 @@ def _tasks(task: str, tasks: Sequence[str]) -> list[str]:
     return [task]
 
 
+def between(runs: Runs, truth: np.ndarray, score: metrics.Score, one: str, other: str, guess=None) -> tuple[float, ...]:
+    """By how many points one median score is ahead of another, with a 95% interval over rows and seeds.
+
+    With what a guess scores: the share in percent that one keeps of the other's lead over it.
+    """
+    drawn = metrics.resample({name: runs[name] for name in (one, other)}, truth, score)
+    own, rival = (np.append(np.median([score(run, truth) for run in runs[n]]), drawn[n]) for n in (one, other))
+    gaps = 100 * (own - rival if guess is None else (own - guess) / (rival - guess))  # the first is of all rows
+    return float(gaps[0]), *metrics.interval(gaps[1:])
+
+
 def ahead(runs: Runs, truth: np.ndarray, score: metrics.Score, one: str, other: str, form: str = POINTS) -> str:
     """By how many points one model is ahead of another, and whether that is clear.
 
@@ -150,8 +161,7 @@ def ahead(runs: Runs, truth: np.ndarray, score: metrics.Score, one: str, other: 
         p = metrics.permutation_test(*both.values(), truth, score)
         how, clear, worth = "in a paired test", p < SURE, f"p {metrics.written(p)}"
     else:
-        drawn = metrics.resample(both, truth, score)
-        low, high = metrics.interval(100 * (drawn[one] - drawn[other]))
+        _, low, high = between(runs, truth, score, one, other)
         how = "over rows and seeds" + " of one" * (min(map(len, both.values())) == 1)  # the other was trained once
         clear, worth = low > 0 or high < 0, f"{low:+z.1f} to {high:+z.1f}"
     return form.format(first - second, f"{'clear' if clear else 'not clear'} {how}", worth)
