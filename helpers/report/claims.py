@@ -177,7 +177,7 @@ def throughput(evidence: Evidence) -> Finding:
 
 
 def paired(part: Part, answers: tuple, one: str, other: str, guess: float | None = None) -> Part:
-    """The part with ours: two models compared; `answers` (runs, truth, score) and `guess` as for `comparison.between`."""
+    """The part with ours: two models compared; `answers` (runs, truth, score), `guess`: as in `comparison.between`."""
     runs = answers[0]
     if not {one, other} <= runs.keys():
         raise Missing
