@@ -33,10 +33,7 @@ METER = "{percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} notebooks, {elapsed} 
 
 
 class Saving(papermill.engines.NotebookExecutionManager):
-    """Saves the copy when some seconds have passed since the last time, and at the end.
-
-    papermill's own does so before and after each cell, which is most of what a notebook without a measurement costs.
-    """
+    """Saves the copy every few seconds, and at the end; papermill's own, at every cell: most of a page's time."""
 
     def save(self, **_kwargs: Any) -> None:
         if self.end_time or (self.now() - self.last_save_time).total_seconds() > 5:

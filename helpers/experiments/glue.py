@@ -124,7 +124,7 @@ class Downstream(Experiment):
         settings = {"version": VERSION, "precision": self.precision, "recipe": recipe, "start": start}
         settings |= hub.state(self.profile, self.data_id)
         if unit["model"] == DISTILLED:
-            settings |= {"teacher": self.finetuned_hash(unit | {"model": "teacher"}), "temperature": self.temperature}
+            settings |= {"teacher": self.guide(unit | {"model": "teacher"}), "temperature": self.temperature}
         return settings
 
     def checkpoint(self, unit: dict) -> Path:
@@ -191,6 +191,12 @@ class Downstream(Experiment):
     def start(self, model: str) -> str:
         """The folder or Hub id of the pretrained model that a model starts from; trained again if it has gone."""
         return self.pretraining.start(self.origin(model))
+
+    def guide(self, teacher: dict) -> str:
+        """What a `student_d`'s teacher is recognised by: its weights or, if those on record are lost, its recipe."""
+        record = self.record(teacher)
+        lost = record and "checkpoint" not in record["details"]
+        return records.digest(record["settings"]) if lost else self.finetuned_hash(teacher)
 
     def finetuned_hash(self, unit: dict) -> str:
         """What a fine-tuned model is recognised by, if need be from its record; InputError if it has not been made."""

@@ -1,6 +1,4 @@
-"""Question answering, the experiment of notebook 04: long contexts in overlapping windows, answers mapped to tokens
-and back to characters.
-"""
+"""Question answering (notebook 04): contexts in overlapping windows, answers mapped to tokens and back to text."""
 
 import unicodedata
 from collections.abc import Sequence

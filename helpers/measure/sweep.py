@@ -1,6 +1,4 @@
-"""What every experiment of the series is: units, their settings, how one is measured; the one loop over them, here
-or on the nodes of a Ray cluster.
-"""
+"""What every experiment is: units, settings, how a unit is measured; the loop over them, here or on a Ray cluster."""
 
 import functools
 import importlib.util

@@ -159,7 +159,7 @@ def ahead(runs: Runs, truth: np.ndarray, score: metrics.Score, one: str, other: 
     first, second = middles(both, truth, score).values()
     if max(map(len, both.values())) == 1:
         p = metrics.permutation_test(*both.values(), truth, score)
-        how, clear, worth = "in a paired test", p < SURE, f"p {metrics.written(p)}"
+        how, clear, worth = "between these two trainings", p < SURE, f"p {metrics.written(p)}"
     else:
         _, low, high = between(runs, truth, score, one, other)
         how = "over rows and seeds" + " of one" * (min(map(len, both.values())) == 1)  # the other was trained once

@@ -92,6 +92,7 @@ CAST = {  # what a model is called, and its colour, everywhere
     "student_nearer": ("student, nearer text", "#004d80"),
     "twin_nearer": ("twin, nearer text", "#a35f00"),
     "student_longest": ("student, nearer text, longest", None),
+    "twin_longest": ("twin, nearer text, longest", None),
     "random": ("random start", "#029e73"),
     "dropped": ("teacher with layers dropped", "#ca9161"),
     "rule": ("a rule that has learnt nothing", "#949494"),

@@ -161,6 +161,23 @@ def test_the_second_distillation_learns_from_the_fine_tuned_teacher(graded):
     assert by_model["student_d"]["settings"]["start"] == by_model["student"]["settings"]["start"]
 
 
+def test_whose_teacher_was_not_kept_can_still_be_guided_by_it(load, pretrained, tmp_path):
+    """Notebook 02 run as it is, and then once more with `task_distillation`: its teachers' weights have gone."""
+    for name in ("checkpoints/mini", "results/mini/records/distillation"):
+        shutil.copytree(pretrained / name, tmp_path / name, ignore=shutil.ignore_patterns("glue-*"))
+    few = {"glue.tasks": ["mnli"], "glue.seeds": [0]}
+    first = load(glue.Glue, tmp_path, **few | {"glue.models": ["teacher", "student"]})
+    (teacher, _) = first.run()
+    assert "checkpoint" not in teacher["details"] and not list(first.space.checkpoints.glob("glue-*"))
+    then = load(glue.Glue, tmp_path, **few)
+    *_, guided = then.run()
+    assert guided["unit"]["model"] == "student_d" and list(then.space.checkpoints.glob("glue-mnli-teacher-*"))
+    assert load(glue.Glue, tmp_path, **few).unmeasured() == [], "known once more, with the teacher's weights there"
+    other = load(glue.Glue, tmp_path, **few | {"glue.recipes": {"mnli": RECIPE | {"learning_rate": 2e-3}}})
+    with pytest.raises(InputError, match="has not been fine-tuned yet"):
+        other.settings(guided["unit"])
+
+
 def test_padding_is_tried_in_one_run(load, pretrained, page):
     _, trial = page("02_glue", "both_ways", "PaddingTrial")
     (record,) = load(trial, pretrained).run()
