@@ -159,9 +159,9 @@ def ahead(runs: Runs, truth: np.ndarray, score: metrics.Score, one: str, other: 
     first, second = middles(both, truth, score).values()
     if max(map(len, both.values())) == 1:
         p = metrics.permutation_test(*both.values(), truth, score)
-        how, clear, worth = "between these two trainings", p < SURE, f"p {metrics.written(p)}"
+        how, clear, worth = "over rows alone", p < SURE, f"p {metrics.written(p)}"
     else:
         _, low, high = between(runs, truth, score, one, other)
-        how = "over rows and seeds" + " of one" * (min(map(len, both.values())) == 1)  # the other was trained once
+        how = "over rows and seeds" + " of one of the two" * (min(map(len, both.values())) == 1)
         clear, worth = low > 0 or high < 0, f"{low:+z.1f} to {high:+z.1f}"
     return form.format(first - second, f"{'clear' if clear else 'not clear'} {how}", worth)

@@ -162,9 +162,9 @@ def test_a_model_trained_more_than_once_is_ahead_only_if_other_seeds_would_be():
     runs = {"student": rows[None] + 0.1, "dropped": np.stack([rows - 0.2, rows + 0.3])}
     how = np.zeros(400), metrics.share_right
     once = comparison.ahead({"student": runs["student"], "dropped": rows[None]}, *how, "student", "dropped")
-    assert once.startswith("+10.0 points, clear between these two trainings (p < ")
+    assert once.startswith("+10.0 points, clear over rows alone (p < ")
     told = comparison.ahead(runs, *how, "student", "dropped")
-    assert told.startswith("+5.0 points, not clear over rows and seeds of one (-20.0 to +30.0)"), told
+    assert told.startswith("+5.0 points, not clear over rows and seeds of one of the two (-20.0 to +30.0)"), told
     runs["student"] = np.repeat(runs["student"], 2, axis=0)
     told = comparison.ahead(runs, *how, "student", "dropped")
     assert told.startswith("+5.0 points, not clear over rows and seeds (-20.0 to +30.0)"), told

@@ -70,3 +70,11 @@ def test_a_badge_stands_where_there_is_an_address():
 def test_the_committed_page_is_not_stale():
     done = subprocess.run([sys.executable, "-m", "tools.run", "--fill", "--check"], cwd=ROOT, capture_output=True)
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+
+
+def test_executed_pages_name_no_place_of_whoever_ran_them():
+    """`store` is a path of the machine where the page was drawn, and nobody else has it."""
+    pages = sorted((ROOT / "results/laptop/notebooks").glob("*.ipynb"))
+    cells = [cell for path in pages for cell in nbformat.read(path, as_version=4).cells]
+    given = [cell.source for cell in cells if "injected-parameters" in cell.metadata.get("tags", [])]
+    assert len(given) == len(pages) == 13 and not [text for text in given if "store" in text]
