@@ -24,7 +24,8 @@ def latency(length: int, run: int, times: float, threads: int = 1, batch: int = 
 
 def test_tables_and_sentences_follow_the_records(page):
     wanted = "in_words", "agreement", "agreement_in_words"
-    in_words, agreement, agreement_in_words, *_ = page("08_speed_and_size", *wanted, *ROWS, "gpu_table", "gflops_table")
+    wanted = "on", *wanted, *ROWS, "gpu_table", "gflops_table"
+    _, in_words, agreement, agreement_in_words, *_ = page("08_speed_and_size", *wanted)
     by_length, by_batch, as_frame, gpu_table, gflops_table = _[-5:]
     found = [latency(128, 0, 2.0), latency(8, 0, 1.6), latency(8, 1, 1.68), latency(128, 1, 2.2)]
     first = found[:2]
@@ -118,17 +119,17 @@ def found() -> list[dict]:
 
 
 def test_tables_follow_the_records(found, page):
-    exported_table, exported_answers, _ = page("09_edge", "exported_table", "exported_answers", "in_format")
+    exported_table, exported_answers, *_ = page("09_edge", "exported_table", "exported_answers", "in_format", "called")
     table = exported_table(found, "sst2", 1)
     assert list(table.index[:2]) == ["whole model (ONNX)", "whole model (ORT)"]
-    both = table.loc["50% of heads and neurons cut (Taylor), int8 (ORT)"]
+    both = table.loc["50% of heads and neurons cut (Taylor), int8 with embeddings (ORT)"]
     assert both["times as fast"] == "4.00 (3.60 to 4.40)" and both["size (MB)"] == "20.0"
     assert list(both[["p50 (ms)", "mean (ms)", "p90 (ms)"]]) == ["2.50"] * 3
     assert both["p99 (ms)"] == tables.NOTHING, "too few runs"
     assert both["whole beside it (ms)"] == "10.00"
     answers = exported_answers(found, "sst2")
     assert answers.loc["whole model (ONNX)", "p"] == tables.NOTHING
-    assert answers.loc["50% of heads and neurons cut (Taylor), int8 (ONNX)", "p"] == "< 0.0001"
+    assert answers.loc["50% of heads and neurons cut (Taylor), int8 with embeddings (ONNX)", "p"] == "< 0.0001"
     few = [record("fp32", "onnx", 10, 1.0, 80.0), record("taylor_50", "onnx", 40, 4.0, 20.0)]
     for one in few:  # the same tokens, in four texts: hardly any evidence
         one["details"]["texts"] = pack(np.arange(100) // 25)
@@ -137,7 +138,8 @@ def test_tables_follow_the_records(found, page):
 
 
 def test_shares_and_gains(found, page):
-    gains_table, mobile_format, exported_shares = page("09_edge", "gains_table", "mobile_format", "exported_shares")
+    names = "gains_table", "mobile_format", "exported_shares", "called"
+    gains_table, mobile_format, exported_shares, _ = page("09_edge", *names)
     shares = exported_shares(found, "sst2", 1)
     assert shares.loc["taylor_50_int8", ["latency", "size"]].tolist() == [0.25, 0.25]
     assert shares.loc["taylor_50_int8", "latency_low"] < 0.25 < shares.loc["taylor_50_int8", "latency_high"]
