@@ -31,13 +31,13 @@ class Change(NamedTuple):
     spread: float | None
 
 
-def change(found: Sequence[dict], model: str, text: str, stage: str) -> Change | None:
-    """By how much a model's masked-LM loss changes from the pretrained one to a stage; None if either has no record.
+def change(found: Sequence[dict], model: str, text: str, stage: str, since: str = "base") -> Change | None:
+    """By how much a model's masked-LM loss changes to a stage, since another of the same seeds; None without a record.
 
-    Both are asked for the same tokens, so the interval is that of the difference, whole documents being drawn, and the
-    spread its standard deviation over draws of the masks and seeds.
+    The interval is of the paired difference, whole documents being drawn; the spread, over draws of masks and seeds.
     """
-    old, new = (records.of(found, model=model, text=text, stage=name) for name in ("base", stage))
+    old, new = (records.of(found, model=model, text=text, stage=name) for name in (since, stage))
+    old = [one for one in old if one["unit"].get("seed") in {None, *(other["unit"].get("seed") for other in new)}]
     if not old or not new:
         return None
     sums = [np.mean([records.unpack(r["details"]["document_sums"]) for r in side], axis=0) for side in (old, new)]

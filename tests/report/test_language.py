@@ -26,6 +26,8 @@ def test_a_change_is_paired_by_document_and_draw(page):
     assert tuned.spread == pytest.approx(np.std([-1, -1, -2, -2], ddof=1)), "of the differences, not of the losses"
     after = language.change(found, "student", "wikitext", "wikitext_int8")
     assert after[:3] == pytest.approx((-0.9, -0.9, -0.9)) and after.spread == pytest.approx(0, abs=1e-9)
+    quantized = language.change(found, "student", "wikitext", "wikitext_int8", since="wikitext")
+    assert quantized[:3] == pytest.approx((0.1, 0.1, 0.1)), "of the same seed, not of the mean of both"
     assert language.change(found, "student", "wikitext", "gsm8k") is None
     assert language.change(found, "twin", "wikitext", "wikitext") is None
     for record in found:
