@@ -234,8 +234,7 @@ class FineTuned(variants.Source):
     @property
     def recovery(self) -> Recipe:
         """How a pruned model is trained again: by its task's recipe, for as long as the profile says."""
-        own = self.of.profile.pruning.recovery
-        return self.glue.recipe(self.task).model_copy(update=own.model_dump())
+        return self.glue.recipe(self.task).model_copy(update=self.of.profile.pruning.recovery.model_dump())
 
     def path(self, variant: Variant) -> Path:
         unit = self.task | {"model": self.unit["model"], "variant": variant.name}

@@ -163,8 +163,7 @@ class Downstream(Experiment):
         start = self.start(unit["model"])
         model = checkpoints.load_with_head(self.auto, start, unit["seed"], **self.labels(unit)).to(self.device)
         options = unfinished, precision, pad, self.temperature, pad_to
-        trainer = finetuning.FineTuner(model, examples, recipe, unit["seed"], *options)
-        return model, finetuning.fine_tune(trainer)
+        return model, finetuning.fine_tune(finetuning.FineTuner(model, examples, recipe, unit["seed"], *options))
 
     def sources(self, unit: dict, model: PreTrainedModel) -> list[dict]:
         """Provenance of the unit's model."""

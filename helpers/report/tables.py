@@ -93,6 +93,8 @@ CAST = {  # what a model is called, and its colour, everywhere
     "twin_nearer": ("twin (nearer text)", "#a35f00"),
     "student_longest": ("student (nearer text, longest)", None),
     "twin_longest": ("twin (nearer text, longest)", None),
+    "student_longest_again": ("student (longest, other seed)", None),
+    "twin_longest_again": ("twin (longest, other seed)", None),
     "random": ("random start", "#029e73"),
     "dropped": ("teacher with layers dropped", "#ca9161"),
     "rule": ("a rule that has learnt nothing", "#949494"),

@@ -144,20 +144,24 @@ def test_another_mixture_is_another_setting_and_the_teacher_stays(nearer, tmp_pa
 
 
 def test_tasks_start_from_the_models_of_the_mixture_and_not_from_those_of_articles(nearer, tmp_path, monkeypatch):
-    monkeypatch.setattr(pretraining.Pretraining, "known", lambda self, unit: f"{self.name} {unit['model']}")
+    monkeypatch.setattr(
+        pretraining.Pretraining, "known", lambda self, unit: f"{self.name} {unit['model']} {unit['seed']}"
+    )
     profile = profiles.load("mini")
     space = records.Workspace(profile, str(tmp_path))
     for name in ("Judged", "OnReviews", "OnQuestions"):
         made = nearer[name](profile, space)
         starts = {unit["model"]: made.settings(unit)["start"] for unit in made.units}
-        assert starts.pop("twin_nearer") == "nearer twin"
-        assert set(starts.values()) == {"nearer student"}, name
+        assert starts.pop("twin_nearer") == "nearer twin 0"
+        assert set(starts.values()) == {"nearer student 0"}, name
         assert made.name == "nearer" and not made.keeps(made.units[0])
     for name in ("LongestOnTasks", "LongestAsked"):
         made = nearer[name](profiles.load("mini", {"longest": 7}), space)
         starts = {unit["model"]: made.settings(unit)["start"] for unit in made.units}
-        assert starts.pop("student_longest") == "longest student"
-        assert starts == ({"twin_longest": "longest twin"} if name == "LongestOnTasks" else {})
+        own = {"student_longest": "longest student 0", "twin_longest": "longest twin 0"}
+        again = {"student_longest_again": "longest student 1", "twin_longest_again": "longest twin 1"}
+        assert starts == (own | again if name == "LongestOnTasks" else own), "of another pretraining seed"
+        assert made.pretraining.units == [{"model": n, "seed": s} for s in (0, 1) for n in ("student", "twin")]
         assert made.name == "longest" and not made.keeps(made.units[0])
         steps = made.pretraining.recipe.training.steps
         assert steps == 7 * profile.distillation.training.steps

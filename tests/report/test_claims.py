@@ -121,7 +121,7 @@ def answered(page, evidence: records.Evidence, judged: list) -> list[tuple[str, 
     """What notebook 10 answers to a stranger's three questions, with the answers' numbers."""
     rule = "scaled", "effect", "kept", "written", "verdict", "verdict_of"
     *_, int8_or_pruning, is_it_97, gain_by_teaching = page(
-        "10_report", *rule, "bought", "ahead_of", "ahead_on_glue", "on_nearer_text", "shares_of_teacher", *ANSWERS
+        "10_report", *rule, "bought", "ahead_on_tasks", "ahead_on_questions", "leads", "shares_of_teacher", *ANSWERS
     )
     (whole,) = [finding for claim, finding in judged if claim.name == "glue"]
     return [
@@ -487,8 +487,8 @@ def test_advice_is_among_those_that_lose_no_more_than_a_point(page):
     assert int(made.loc["the best score", "best of"]) == len(points)
 
 
-def test_the_report_says_what_nearer_text_brought_on_its_own_tasks(page, evidence):
-    """Notebook 12's student, over the tasks of that page alone, and not what was kept on the way."""
+def test_the_report_counts_where_a_taught_student_is_clearly_ahead(page, evidence):
+    """Notebook 12's student, over the tasks of that page alone, and not what was kept on the way; F1 by question."""
     truth = np.tile([0.0, 1.0], 100)
 
     def answers(wrong: int) -> np.ndarray:
@@ -499,17 +499,29 @@ def test_the_report_says_what_nearer_text_brought_on_its_own_tasks(page, evidenc
         unit, scores = {"task": task, "model": model, "seed": 0}, {"score": 1 - wrong / 200}
         write(evidence.space.records, experiment, unit, scores, **packed)
 
-    names = page("10_report", "ahead_of", "on_nearer_text")
-    assert names[1](evidence) == ("", {})
+    *_, gain_by_teaching = page("10_report", "ahead_on_tasks", "ahead_on_questions", "leads", "gain_by_teaching")
+    assert gain_by_teaching(evidence) == (tables.MISSING, {})
     for task, dropped in {"sst2": 60, "wnli": 200}.items():
         tell("glue", task, "dropped", dropped)
     tell("nearer", "sst2", "student_nearer", 20)
     tell("nearer", "sst2", "student_nearer@0.5", 190)
     tell("nearer", "sst2", "twin_nearer", 22)
     write(evidence.space.records, "nearer", {"model": "student", "seed": 0}, {"kl_to_teacher": 0.4})
-    said, rows = names[1](evidence)
-    assert rows["12: ahead of dropped layers (points)"].startswith("+20.0 points (")
-    assert rows["12: ahead of its own twin (points)"].startswith("+1.0 points (")
-    above, level = said.split(": ")[1].split("; ")
-    assert above.startswith("against dropped layers, +20.0 points") and above.endswith("), clear of chance")
-    assert level.startswith("against its own twin, +1.0 points") and level.endswith("), not clear of chance.")
+    said, rows = gain_by_teaching(evidence)
+    dropped, twin = (
+        rows[f"mean of GLUE, on nearer text (12): ahead of {whose} (points)"]
+        for whose in ("dropped layers", "its twin without a teacher")
+    )
+    assert dropped.startswith("+20.0 (+1") and twin.startswith("+1.0 (+0.0 to")
+    first, second, end = said.split(". ")
+    assert first.startswith("Points ahead of dropped layers, clearly in 1 of 1 comparisons; mean of GLUE: on nearer")
+    assert second.startswith("Points ahead of its twin without a teacher, clearly in 0 of 1 comparisons; mean")
+    assert first.endswith(f" {dropped}") and second.endswith(f" {twin}") and end.startswith("One pretraining each")
+    for model, share in {"dropped": 0.9, "student": 0.5}.items():
+        for seed in range(2):
+            right = records.pack((np.arange(200) < 200 * share).astype(float))
+            unit = {"model": model, "seed": seed, "epochs": 3}
+            write(evidence.space.records, "squad_longer", unit, {"f1": 100 * share}, f1=right)
+    said, rows = gain_by_teaching(evidence)
+    assert said.startswith("Points ahead of dropped layers, clearly in 1 of 2 comparisons, clearly behind in 1; mean")
+    assert rows["F1 on SQuAD (04.9), as in 01: ahead of dropped layers (points)"].startswith("-40.0 (-4")
