@@ -172,7 +172,7 @@ def folded(table: pd.DataFrame, caption: str, part: pd.DataFrame | None = None) 
 def markdown(table: pd.DataFrame) -> str:
     """A table in Markdown, its numbers to the right."""
     body = table.astype(str)
-    value = r"[*+-]*(< )?[\d.,]+( ± [\d.,]+)?%?( \((p [<\d. ]+|[+-]?[\d.,]+( to [+-]?[\d.,]+)?)\))?[*]*|–|"
+    value = r"[*+-]*(< )?[\d.,]+( ± [\d.,]+)?%?( \((p [<\d. ]+|\d+ seeds?|[-+\d.,; ±to]+)\))?[*]*|–|"
     numeric = [body[name].str.fullmatch(value).all() for name in body.columns]
     lines = [table.columns, ["---:" if right else "---" for right in numeric], *body.values.tolist()]
     return "\n".join(f"| {' | '.join(_plain(str(cell)) for cell in line)} |" for line in lines)

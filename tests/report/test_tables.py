@@ -52,6 +52,15 @@ def test_a_large_table_is_folded_below_the_part_that_a_page_shows():
         assert not tables.folded(large.reset_index(), "Said.").startswith("|"), "nothing above without a part"
 
 
+def test_numbers_stand_to_the_right_whatever_goes_with_them():
+    right = ["1,234", "+0.1 (+0.0 to +0.2; ±0.3)", "27.5 (3 seeds)", "**3.9 ± 0.1**", "–", "< 0.0001*", "1.2 (p 0.03)"]
+    left = ["a text", "3 of 4", "80.1 (student)"]
+    for told, dashes in ((right, "---:"), (left, "---")):
+        for value in told:
+            head, rule, row = tables.markdown(pd.DataFrame({"what": [value]})).splitlines()
+            assert rule == f"| {dashes} |" and row == f"| {value} |"
+
+
 def test_a_finding_is_said_where_its_condition_holds():
     assert tables.say("Always.", (1 > 2, "Never."), (1 < 2, "This.")).data == "Always. This."
     assert tables.say((False, "Never.")).data.startswith(tables.NOTHING)

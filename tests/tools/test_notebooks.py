@@ -48,6 +48,36 @@ def test_anatomy(path):
         assert heading in text
 
 
+class Names(ast.NodeVisitor):
+    """What a page defines, and what it assigns outside of functions and comprehensions."""
+
+    def __init__(self):
+        self.defined, self.assigned = [], set()
+
+    def visit_FunctionDef(self, node):
+        self.defined.append(node.name)
+
+    def visit_Name(self, node):
+        self.assigned |= {node.id} if isinstance(node.ctx, ast.Store) else set()
+
+    def visit_ListComp(self, node):
+        """It keeps its names to itself."""
+
+    visit_ClassDef = visit_FunctionDef
+    visit_Lambda = visit_SetComp = visit_DictComp = visit_GeneratorExp = visit_ListComp
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_what_a_page_defines_keeps_its_name(path):
+    """A later cell that calls a function must not find a number in its place."""
+    names = Names()
+    for cell in cells(path, "code"):
+        lines = [line for line in cell.source.splitlines() if not line.lstrip().startswith(("!", "%"))]
+        names.visit(ast.parse("\n".join(lines if "setup" not in cell.metadata.get("tags", []) else [])))
+    assert not names.assigned & set(names.defined)
+    assert len(set(names.defined)) == len(names.defined), "defined once"
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_the_parameters_are_flat_literals_with_a_comment_each(path):
     source = tagged(path, "parameters")
