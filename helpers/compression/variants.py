@@ -140,8 +140,7 @@ def asked(profile: "Profile", name: str) -> list[Variant]:
     eight = [one._replace(bits=INT8) for one in followed + again[1:]]  # not of the whole model, trained once more
     half = [one._replace(bits=SMALLEST) for one in again if (one.cut, one.amount) == ("taylor", 50)]
     trimmed = [one._replace(trimmed=True) for one in (Variant(), Variant(bits=SMALLEST), *half)]
-    masked = [Variant("masked", _percent(share)) for share in own.masked]
-    return plain + masked + again + eight + half + trimmed
+    return plain + [Variant("masked", _percent(share)) for share in own.masked] + again + eight + half + trimmed
 
 
 def _percent(share: float) -> int:

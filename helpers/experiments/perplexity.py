@@ -65,8 +65,7 @@ class Stages(Downstream):
         return [{"model": name} | stage | {"text": text} for name, stage, text in grid]
 
     def why_not(self, unit: dict) -> str | None:
-        bits = quantization.why_no_bits(self.device) if "int8" in unit["stage"] else None
-        return super().why_not(unit) or bits
+        return super().why_not(unit) or (quantization.why_no_bits(self.device) if "int8" in unit["stage"] else None)
 
     def seconds(self, unit: dict) -> float:
         """About as long as a model of this shape takes to read the text or, first of its texts, to learn before."""

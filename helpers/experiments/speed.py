@@ -103,8 +103,7 @@ class Speed(Experiment):
 
     def depths(self, pair: str) -> list[int]:
         """The numbers of layers that are timed: no more than the large model has."""
-        layers = self.configurations[pair][0].num_hidden_layers
-        return [depth for depth in self.own.depths if depth <= layers]
+        return [depth for depth in self.own.depths if depth <= self.configurations[pair][0].num_hidden_layers]
 
     def models(self, pair: str, device: str = "cpu", precision: str = "fp32") -> dict[str, PreTrainedModel]:
         """The large and the small model, built once."""
@@ -120,8 +119,7 @@ class Speed(Experiment):
             torch.set_num_threads(unit.get("threads", 1))
             scores, sources, details = way(self, unit)
         built = [{"id": f"shape of {name}", "revision": None, "weights": "random"} for name in NAMES[unit["pair"]]]
-        scores = {name: float(value) for name, value in scores.items()}
-        return records.Measurement(scores, sources, built, details)
+        return records.Measurement({name: float(value) for name, value in scores.items()}, sources, built, details)
 
 
 def build(config: PretrainedConfig) -> PreTrainedModel:

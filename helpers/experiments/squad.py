@@ -179,8 +179,7 @@ class Squad(glue.Downstream):
         exact, overlap = zip(*map(answer_scores, guesses, golds), strict=True)
         details = {"predictions": dict(zip(dataset["id"], guesses, strict=True))}
         details |= {"exact_match": records.pack(exact), "f1": records.pack(overlap)}
-        scores = {"exact_match": 100 * float(np.mean(exact)), "f1": 100 * float(np.mean(overlap))}
-        return scores, details, [source]
+        return {"exact_match": 100 * float(np.mean(exact)), "f1": 100 * float(np.mean(overlap))}, details, [source]
 
     def read(self, split: str) -> tuple[Dataset, Windows, dict]:
         """The questions of a split, cut into windows, and their provenance."""

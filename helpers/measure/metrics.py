@@ -142,8 +142,7 @@ def quick_score(
 
 def by_guessing(task: str, truth: np.ndarray) -> float:
     """The score on a GLUE task of always giving the answer that is right most often; of a correlation, none."""
-    guess = np.full(len(truth), np.bincount(truth.astype(int)).argmax(), dtype=float)
-    return float(quick_score(task, guess, truth))
+    return float(quick_score(task, np.full(len(truth), float(np.bincount(truth.astype(int)).argmax())), truth))
 
 
 def answer_scores(prediction: str, gold: Sequence[str]) -> tuple[float, float]:

@@ -211,12 +211,21 @@ def in_few_bits(
     return Finding(parts, [own, base])
 
 
+def asked(evidence: Evidence, experiment: str, *names: str) -> tuple[list[dict], str]:
+    """Records of these models, those trained for longer if all were, and whose a claim is; raises `Missing`."""
+    for found, how in ((evidence(f"{experiment}_longer"), ", trained for longer"), (evidence(experiment), "")):
+        length = next((record["unit"].get("length") for record in of(found, model="teacher")), None)
+        used = [record for name in names for record in of(found, model=name, length=length)]
+        if {*names} <= {record["unit"]["model"] for record in used}:
+            return used, MODELS[names[-1]] + how
+    raise Missing
+
+
 def behind(evidence: Evidence, experiment: str, score: str) -> Finding:
     """How many points DistilBERT is behind its teacher, where the paper's text says within how many."""
-    found = evidence(experiment)
-    found = of(found, length=the(found, model="teacher")["unit"].get("length"))
-    name, teacher = judged_by(found), of(found, model="teacher")
-    used, (within,) = [*teacher, *of(found, model=name)], printed(PAPER, "text", f"{score}_within", "DistilBERT")
+    names = "teacher", (name := judged_by(evidence(experiment)))
+    used, whose = asked(evidence, experiment, *names)
+    teacher, (within,) = of(used, model="teacher"), printed(PAPER, "text", f"{score}_within", "DistilBERT")
     if score == "f1":
         truth, answers, share = np.zeros(len(unpack(teacher[0]["details"]["f1"]))), "f1", metrics.share_right
         rule = of(evidence("trivial"), task="squad")
@@ -225,19 +234,17 @@ def behind(evidence: Evidence, experiment: str, score: str) -> Finding:
         truth, answers, share = unpack(teacher[0]["details"]["references"]), "predictions", metrics.share_equal
         guess, whole = 100 * max(truth.mean(), 1 - truth.mean()), 100 * teacher[0]["metrics"]["accuracy"]
     what = f"{'SQuAD' if score == 'f1' else 'IMDb'}: ahead of its teacher (points)"
-    part = Part(what, -within, guess - whole, 0, 0, 0, MODELS[name], whole=0, seeds=len(used) - len(teacher))
+    part = Part(what, -within, guess - whole, 0, 0, 0, whose, whole=0, seeds=len(used) - len(teacher))
     return Finding([paired(part, (comparison.runs_of(used, answers), truth, share), name, "teacher")], used)
 
 
 def twice(evidence: Evidence) -> Finding:
     """How far the student that is distilled a second time is ahead of the one that isn't."""
-    found, names = evidence("squad"), {"student_d": "DistilBERT (D)", "student": "DistilBERT"}
-    used = [record for name in names for record in of(found, model=name)]
-    one, other = printed(PAPER, "2", "f1", *names.values())
-    rows = len(unpack(the(used, model="student_d")["details"]["f1"]))
-    part = Part("SQuAD: F1 with it, less without (points)", one - other, 0, 0, 0, 0, MODELS["student"])
-    part = paired(part, (comparison.runs_of(used, "f1"), np.zeros(rows), metrics.share_right), *names)
-    return Finding([part._replace(seeds=len(used) // 2)], used)
+    used, whose = asked(evidence, "squad", "student_d", "student")
+    runs, (one, other) = comparison.runs_of(used, "f1"), printed(PAPER, "2", "f1", "DistilBERT (D)", "DistilBERT")
+    seeds, rows = runs["student_d"].shape
+    part = Part("SQuAD: F1 with it, less without (points)", one - other, 0, 0, 0, 0, whose, seeds=seeds)
+    return Finding([paired(part, (runs, np.zeros(rows), metrics.share_right), "student_d", "student")], used)
 
 
 def glue(evidence: Evidence) -> Finding:

@@ -108,8 +108,7 @@ def beside(runs: Runs, truth: np.ndarray, score: metrics.Score, header: str, aga
         return middle[name], *(100 * end for end in metrics.interval(drawn[name]))
 
     def gap(name: str, other: str) -> str | None:
-        there = other in runs and other != name
-        return ahead(runs, truth, score, name, other, "{0:+z.1f} ({2})") if there else None
+        return ahead(runs, truth, score, name, other, "{0:+z.1f} ({2})") if other in {*runs} - {name} else None
 
     columns = [Column(header, with_interval, "{:.1f} ({:.1f} to {:.1f})")]
     columns += [Column(KEPT, lambda name: 100 * middle[name] / middle["teacher"] if middle.get("teacher") else None)]

@@ -487,6 +487,24 @@ def test_advice_is_among_those_that_lose_no_more_than_a_point(page):
     assert int(made.loc["the best score", "best of"]) == len(points)
 
 
+def test_a_claim_about_squad_rests_on_the_longer_training_where_both_models_had_it(evidence):
+    def tell(experiment: str, model: str, right: int, **longer: int) -> None:
+        unit = {"model": model, "seed": 0} | longer
+        answers = records.pack((np.arange(100) < right).astype(float))
+        write(evidence.space.records, experiment, unit, {"f1": float(right)}, f1=answers)
+
+    def ours() -> tuple[float, str, int]:
+        (part,), used = claims.behind(evidence, "squad", "f1")
+        return round(part.ours, 6), part.basis.partition(";")[0], len(used)
+
+    tell("squad", "teacher", 60)
+    tell("squad", "student", 20)
+    tell("squad_longer", "student", 30, epochs=3)
+    assert ours() == (-40, "student", 2)
+    tell("squad_longer", "teacher", 65, epochs=3)
+    assert ours() == (-35, "student, trained for longer", 2)
+
+
 def test_the_report_counts_where_a_taught_student_is_clearly_ahead(page, evidence):
     """Notebook 12's student, over the tasks of that page alone, and not what was kept on the way; F1 by question."""
     truth = np.tile([0.0, 1.0], 100)
