@@ -58,8 +58,8 @@ def by_group(groups: dict[str, pd.DataFrame], ylabel: str, top: float | None = 1
         labels = [f"{group}\n(n = {count:,})" for group, count in zip(frame.index, frame["n"], strict=True)]
         for model in frame.columns.drop("n"):
             axes.plot(labels, frame[model], marker="o", color=COLOURS[model], label=MODELS[model])
-        axes.set(title=title, ylim=(0, top))
-        axes.tick_params(axis="x", labelsize=8)
+        axes.set(title=title, ylim=(0, top or 1.1 * frame.drop(columns="n").to_numpy().max()))
+        axes.tick_params(axis="x", labelsize=9)
     panels[0].set_ylabel(ylabel)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure

@@ -527,12 +527,12 @@ def test_the_report_counts_where_a_taught_student_is_clearly_ahead(page, evidenc
     write(evidence.space.records, "nearer", {"model": "student", "seed": 0}, {"kl_to_teacher": 0.4})
     said, rows = gain_by_teaching(evidence)
     dropped, twin = (
-        rows[f"mean of GLUE, on nearer text (12): ahead of {whose} (points)"]
+        rows[f"mean of GLUE, nearer text (12): ahead of {whose} (points)"]
         for whose in ("dropped layers", "its twin without a teacher")
     )
     assert dropped.startswith("+20.0 (+1") and twin.startswith("+1.0 (+0.0 to")
     first, second, end = said.split(". ")
-    assert first.startswith("Points ahead of dropped layers, clearly in 1 of 1 comparisons; mean of GLUE: on nearer")
+    assert first.startswith("Points ahead of dropped layers, clearly in 1 of 1 comparisons; mean of GLUE: nearer")
     assert second.startswith("Points ahead of its twin without a teacher, clearly in 0 of 1 comparisons; mean")
     assert first.endswith(f" {dropped}") and second.endswith(f" {twin}") and end.startswith("One pretraining each")
     for model, share in {"dropped": 0.9, "student": 0.5}.items():

@@ -33,7 +33,7 @@ def test_a_change_is_paired_by_document_and_draw(page):
     for record in found:
         record["metrics"] |= {"masked_lm_loss": 3.0, "perplexity": 20.0}
     words = stages_in_words(found).data
-    assert "For sure: fine-tuning on WikiText-2 -1.500 nats; the same (first seed), then 8 bits -0.900 nats" in words
+    assert "For sure: fine-tuning on WikiText-2 -1.500 nats; both together (first seed) -0.900 nats" in words
     wavering = [one | {"details": one["details"] | {"draws": [3.0, 9.0]}} for one in found[:2]]
     assert "Within chance: fine-tuning on WikiText-2" in stages_in_words([found[0], wavering[1]]).data, "of draws"
     one_draw = [
