@@ -84,8 +84,7 @@ def write_pages(workspace: Workspace) -> Path:
     style, lines = HtmlFormatter(style="friendly").get_style_defs(".highlight"), []
     page = functools.partial(Template(PAGE.read_text(encoding="utf-8")).render, series=series, highlight=style)
     for name, (title, body), before, after in zip(names, pages, ["", *names], [*names[1:], ""], strict=False):
-        text = page(title=title, body=body, before=before, after=after)
-        write_whole(workspace.report / f"{name}.html", text)
+        write_whole(workspace.report / f"{name}.html", page(title=title, body=body, before=before, after=after))
         lines.append((name, title, notebooks[name].metadata.get("papermill", {})))
     index = workspace.report / "index.html"
     write_whole(index, page(title=f"The series, profile {series}", pages=lines))

@@ -50,8 +50,7 @@ def export(model: PreTrainedModel, tokenizer_from: Path, folder: Path, hidden: b
     inputs = ["input_ids", "attention_mask"]
     inputs += ["token_type_ids"] if getattr(model.config, "type_vocab_size", 0) > 1 else []
     example = tuple(torch.ones(2, 16, dtype=torch.int64) for _ in inputs)
-    length = torch.export.Dim("length", max=checkpoints.longest(model.config))
-    free = {0: torch.export.Dim("batch"), 1: length}
+    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=checkpoints.longest(model.config))}
     with checkpoints.written(folder, tokenizer_from) as building, warnings.catch_warnings(), quiet("torch.onnx"):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

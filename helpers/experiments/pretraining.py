@@ -180,8 +180,7 @@ class Pretraining(Experiment):
             if unit["model"] in FOLLOWED:
                 parts = {round(part * stage.steps): self.checkpoint(unit | {"part": part}) for part in recipe.snapshots}
                 trainer.add_callback(training.Keep(parts, self.tokenizer))
-            lines = distillation.train(trainer)
-            log += [line | {"stage": "head" if head_alone else "whole"} for line in lines]
+            log += [line | {"stage": "head" if head_alone else "whole"} for line in distillation.train(trainer)]
         if unit == TEACHER and self.shape:  # a pair's second text: its vector was drawn, and never trained
             types = model.bert.embeddings.token_type_embeddings.weight.data
             types[1] = types[0]
@@ -245,12 +244,15 @@ class Pretraining(Experiment):
             return None
 
     def start(self, unit: dict) -> str:
-        """The folder or Hub id of the unit's model; trained again if it has gone."""
+        """The folder or Hub id of the unit's model; trained again if it has gone, InputError if another came of it."""
         folder = self.checkpoint(unit)
         if folder is None:
             return self._given(unit)
         if not folder.is_dir():
-            self.trained(_whole(unit))
+            known, _ = self.known(unit), self.trained(_whole(unit))
+            if known not in (None, self._hash(unit)):  # as with other threads
+                says = "is not the model on record: run again to go on with it, or put the old one back"
+                raise InputError(f"{records.slug(unit)}, trained again into {folder}, {says}")
         return str(folder)
 
     def sources(self, unit: dict, model: PreTrainedModel) -> list[dict]:

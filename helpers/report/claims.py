@@ -223,8 +223,7 @@ def asked(evidence: Evidence, experiment: str, *names: str) -> tuple[list[dict],
 
 def behind(evidence: Evidence, experiment: str, score: str) -> Finding:
     """How many points DistilBERT is behind its teacher, where the paper's text says within how many."""
-    names = "teacher", (name := judged_by(evidence(experiment)))
-    used, whose = asked(evidence, experiment, *names)
+    used, whose = asked(evidence, experiment, "teacher", name := judged_by(evidence(experiment)))
     teacher, (within,) = of(used, model="teacher"), printed(PAPER, "text", f"{score}_within", "DistilBERT")
     if score == "f1":
         truth, answers, share = np.zeros(len(unpack(teacher[0]["details"]["f1"]))), "f1", metrics.share_right

@@ -125,6 +125,20 @@ def test_a_checkpoint_that_is_gone_is_remade_and_its_record_stays(experiment, fi
     assert {path: path.stat().st_mtime_ns for path in again.space.records.rglob("*.json")} == before
 
 
+def test_a_model_that_comes_out_otherwise_is_not_passed_off_as_the_one_on_record(experiment, finished, tmp_path):
+    """As it does with other threads: a record of what starts from it would name weights that it never had."""
+    shutil.copytree(store_of(finished[0]), tmp_path / "store")
+    student = finished[0].units[1]
+    (path,) = (tmp_path / "store").rglob("distillation/student-seed0-*.json")
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"details": record["details"] | {"checkpoint": "another"}}))
+    shutil.rmtree(experiment(tmp_path / "store").checkpoint(student))
+    with pytest.raises(InputError, match="student-seed0, trained again into .*, is not the model on record: run again"):
+        experiment(tmp_path / "store").start(student)
+    again = experiment(tmp_path / "store")
+    assert again.weights(student) == checkpoints.file_hash(Path(again.start(student))), "what goes on names the new one"
+
+
 def test_a_folder_can_be_the_teacher(tiny, finished, tmp_path):
     made, _ = finished
     folder = made.checkpoint(pretraining.TEACHER)
