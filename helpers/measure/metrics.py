@@ -142,7 +142,8 @@ def quick_score(
 
 def by_guessing(task: str, truth: np.ndarray) -> float:
     """The score on a GLUE task of always giving the answer that is right most often; of a correlation, none."""
-    return float(quick_score(task, np.full(len(truth), float(np.bincount(truth.astype(int)).argmax())), truth))
+    guess = np.full(len(truth), np.bincount(truth.astype(int)).argmax(), dtype=float)
+    return float(quick_score(task, guess, truth))
 
 
 def answer_scores(prediction: str, gold: Sequence[str]) -> tuple[float, float]:
