@@ -81,13 +81,11 @@ class Own(variants.Source):
 
 
 class Smaller(Experiment):
-    """Units {"variant"}: the original and what was made of it, on rows that it has not learnt from."""
+    """Units {"variant"}: the original and the variants `wanted` of it, on rows that it has not learnt from."""
 
     name = "own"
 
-    def __init__(
-        self, profile: Profile, space: records.Workspace, of: Own, dev: Rows, wanted: list[Variant], threads=1
-    ):
+    def __init__(self, profile: Profile, space: records.Workspace, of: Own, dev: Rows, wanted: list, threads=1):
         super().__init__(profile, space)
         self.of, self.dev, self.wanted, self.threads = of, dev, wanted, threads
         self.config, self.labels = AutoConfig.from_pretrained(of.whole), np.asarray(dev.dataset["label"][:])

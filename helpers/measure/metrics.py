@@ -56,35 +56,36 @@ def check_labels(what: str, labels: Sequence[float], classes: int | None) -> Non
         raise InputError(f"{what}: label {value:g} in row {wrong[0]}, expected {expected}{hint}")
 
 
+Weights = np.ndarray | None
 # Each metric is of answers and references [rows], each row counting as often as `weights` [..., rows] say (None: once):
 # [...], so that the many resamples of a bootstrap and of a permutation test need no call each. Tests hold them equal to
 # scikit-learn's and scipy's.
 
 
-def share_right(right: np.ndarray, _: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+def share_right(right: np.ndarray, _: np.ndarray, weights: Weights = None) -> np.ndarray:
     """The mean of answers that already say, row by row, how right each is (0 to 1)."""
     return right.mean() if weights is None else weights @ right / weights.sum(axis=-1)
 
 
-def share_equal(answers: np.ndarray, references: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+def share_equal(answers: np.ndarray, references: np.ndarray, weights: Weights = None) -> np.ndarray:
     """Accuracy: the share of answers that are right."""
     return share_right(answers == references, references, weights)
 
 
-def f1(answers: np.ndarray, references: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+def f1(answers: np.ndarray, references: np.ndarray, weights: Weights = None) -> np.ndarray:
     """F1 of class 1; 0 where neither answers nor references have any."""
     _, tp, positive, true = _counts(answers, references, weights)
     return _share(2 * tp, positive + true)
 
 
-def matthews_correlation(answers: np.ndarray, references: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+def matthews_correlation(answers: np.ndarray, references: np.ndarray, weights: Weights = None) -> np.ndarray:
     """Matthews' correlation; 0 where answers or references are all alike, since nothing can be told from them."""
     n, tp, positive, true = _counts(answers, references, weights)
     return _share(n * tp - positive * true, np.sqrt(positive * (n - positive) * true * (n - true)))
 
 
 def pearson(
-    answers: np.ndarray, references: np.ndarray, weights: np.ndarray | None = None, plain: Callable = stats.pearsonr
+    answers: np.ndarray, references: np.ndarray, weights: Weights = None, plain: Callable = stats.pearsonr
 ) -> np.ndarray:
     """Pearson's correlation; 0 where answers or references are all alike, as with Matthews'.
 
@@ -105,7 +106,7 @@ def pearson(
     return _share(together, np.sqrt(np.where(told[0] & told[1], spreads[0] * spreads[1], 0)))
 
 
-def spearman(answers: np.ndarray, references: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+def spearman(answers: np.ndarray, references: np.ndarray, weights: Weights = None) -> np.ndarray:
     """Pearson's correlation of the ranks, ties sharing their mean rank; 0 where answers or references are all alike."""
     ranks = [values if weights is None else _ranks(values, weights) for values in (answers, references)]
     return pearson(*ranks, weights, plain=stats.spearmanr)
@@ -114,7 +115,7 @@ def spearman(answers: np.ndarray, references: np.ndarray, weights: np.ndarray | 
 FORMULAS = {"accuracy": share_equal} | {own.__name__: own for own in (f1, matthews_correlation, pearson, spearman)}
 
 
-def _counts(answers: np.ndarray, references: np.ndarray, weights: np.ndarray | None) -> list[np.ndarray]:
+def _counts(answers: np.ndarray, references: np.ndarray, weights: Weights) -> list[np.ndarray]:
     """All rows, and those in which class 1 is answered and true, answered, and true."""
     weights = np.ones(len(references)) if weights is None else weights
     said, true = answers == 1, references == 1
@@ -133,9 +134,7 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.zeros(np.shape(part)), where=whole != 0)
 
 
-def quick_score(
-    task: str, answers: np.ndarray, references: np.ndarray, weights: np.ndarray | None = None
-) -> np.ndarray:
+def quick_score(task: str, answers: np.ndarray, references: np.ndarray, weights: Weights = None) -> np.ndarray:
     """What a task enters the macro score with, the mean of its metrics, of answers as these take them."""
     return np.mean([FORMULAS[name](answers, references, weights) for name in GLUE[task].metrics], axis=0)
 

@@ -53,9 +53,7 @@ def fetch(name: str) -> tuple[Path, dict]:
     else:
         folder = _snapshot(place, pin or None)
         if not list(folder.glob("*.safetensors")):
-            raise InputError(
-                f"{name} has no *.safetensors (a pickle is not loaded): convert it, or take another checkpoint"
-            )
+            raise InputError(f"{name} has no *.safetensors (a pickle is not loaded): convert it, or take another")
         random = folder.name.startswith(records.RANDOM_REVISION)
         source |= {"revision": folder.name, "weights": "random" if random else "pretrained"}
     if not source["revision"].startswith(pin):
@@ -131,18 +129,14 @@ def load(kind: type, name: str, **config) -> tuple[PreTrainedModel, list[str]]:
     except (RuntimeError, ValueError, OSError, safetensors.SafetensorError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(
-            f"{name}: its weights are damaged, or not those of its config.json ({reason(error)})"
-        ) from error
+        raise InputError(f"{name}: its weights are damaged, or not of its config.json ({reason(error)})") from error
     encoder = [key for key in sorted(report["missing_keys"]) if key.startswith(f"{model.base_model_prefix}.")]
     lacking = [key for key in encoder if ".pooler." not in key]
     of_encoder = re.compile(r"(?!.*_ids)(.*\.)?(layer|embeddings)\.")
     left = list(filter(of_encoder.match, sorted(report["unexpected_keys"])))
     if lacking or left:
         what = f"{len(lacking)} weights of the encoder are not in it" if lacking else f"{len(left)} do not belong to it"
-        raise InputError(
-            f"{name}: {what}; {'it has ' + left[0] if left else lacking[0]}: give them the model's own names"
-        )
+        raise InputError(f"{name}: {what}; {'it has ' + left[0] if left else lacking[0]}: give them the model's names")
     return model, sorted(report["missing_keys"])
 
 

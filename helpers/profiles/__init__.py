@@ -67,6 +67,15 @@ class Corpus(Part):
     curve_blocks: Positive = 64  # held-out blocks measured again and again while a model trains
 
 
+class Source(Part):
+    """One of the texts that notebook 12's models read, of its training rows."""
+
+    id: str  # of the data set
+    config: str
+    columns: Annotated[list[str], Field(min_length=1, max_length=2), Once]  # two: pairs, each of which is one input
+    share: Annotated[Rate, Field(le=1)]  # of the tokens; less where it has fewer
+
+
 class Architecture(Part):
     """The shape of a BERT encoder that is made from nothing."""
 
@@ -284,6 +293,7 @@ class Profile(Part):
     teacher: str  # Hub id or folder, ID@REVISION to pin it; "miniworld": made from nothing in notebook 01
     released: str | None  # the released DistilBERT, where it is the teacher's own student
     corpus: Corpus
+    mixture: Annotated[dict[str, Source], Some]  # by name
     teacher_training: TeacherTraining
     distillation: Distillation
     ablation: Ablation
@@ -317,9 +327,7 @@ def load(name: str, overrides: dict[str, Any] | None = None) -> Profile:
         told = " ".join(str(error).split())
         raise InputError(f"{FOLDER.name}/{name}.yaml: no profile ({told}); git checkout brings it back") from None
     if not isinstance(overrides or {}, dict):
-        raise InputError(
-            f'overrides = {overrides!r:.80}: expected {{"key": value}}, as {{"distillation.seeds": [0, 1]}}'
-        )
+        raise InputError(f'overrides = {overrides!r:.80}: expected {{"key": value}}, as {{"distillation.seeds": [0]}}')
     for key, value in (overrides or {}).items():
         _put(values, str(key), value)
     try:
@@ -340,7 +348,7 @@ def known_keys(kind: type = Profile, prefix: str = "") -> list[str]:
         tasks = [f"{name}.{task}" for task in Task.__args__] if Task in parts[:-1] else []  # a part for each
         keys += [name, *tasks]
         for nested in (one for one in (field.annotation, *parts) if hasattr(one, "model_fields")):
-            keys += [key for place in tasks or [name] for key in known_keys(nested, f"{place}.")]
+            keys += [key for place in tasks or [name] * (str not in parts) for key in known_keys(nested, f"{place}.")]
     return keys
 
 
@@ -369,6 +377,6 @@ def _one_line(error: ValidationError) -> str:
     first = next((one for one in every if not one["type"].endswith("_type")), every[0])  # of a union, the likelier one
     if first["type"] == "extra_forbidden":
         return f"unknown key {'.'.join(map(str, first['loc']))!r} (= {first['input']!r:.80})"
-    known = {key.split(".")[-1] for key in known_keys()}
+    known = {key.split(".")[-1] for key in known_keys()} | {*(first["loc"] if "mixture" in first["loc"] else ())}
     key = ".".join(str(part) for part in first["loc"] if str(part) in known or isinstance(part, int))
     return f"{key} = {first['input']!r:.80}: {first['msg'][0].lower()}{first['msg'][1:]}"

@@ -22,7 +22,7 @@ def tokenizer():
 @pytest.fixture
 def nearer(page):
     """What the notebook defines, by name."""
-    names = ["parts", "plain", "measured_texts", "as_blocks", "blocks_of", "Grouped", "Mixture", "Nearer", "Mixed"]
+    names = ["plain", "measured_texts", "as_blocks", "blocks_of", "Grouped", "Mixture", "Nearer", "Mixed"]
     names += ["Judged", "OnReviews", "OnQuestions", "Longest", "StillLonger", "LongestOnTasks", "LongestAsked"]
     return dict(zip(names, page("12_nearer_text", *names), strict=True))
 
@@ -62,13 +62,33 @@ def test_a_row_with_a_measured_text_is_left_out_whatever_its_case_and_spaces(nea
     source = {"id": "x", "rows": {"train": 3}}
     load = nearer["blocks_of"].__globals__["hub"]
     monkeypatch.setattr(load, "load", lambda *_: (Dataset.from_dict(rows), source))
-    part = ("x", "y", ["first", "second"], 1.0)
+    part = profiles.Source(id="x", config="y", columns=["first", "second"], share=1.0)
     given = profiles.load("mini"), tokenizer, part, 10**6, {nearer["plain"]("snow fell")}
     cut, told = nearer["blocks_of"](*given)
     assert len(cut) == 2 and told["left_out"] == 1 and told["capped"] == {"train": "2 blocks of 3 train rows"}
     rows["second"][2] = " "
-    with pytest.raises(InputError, match="row 2 lacks a text"):
+    with pytest.raises(InputError, match="x y: row 2 lacks a text of"):
         nearer["blocks_of"](*given)
+    wrong = part.model_copy(update={"columns": ["first", "third"]})
+    with pytest.raises(InputError, match="x y has no column 'third', but first, second"):
+        nearer["blocks_of"](*given[:2], wrong, *given[3:])
+
+
+def test_lines_with_blank_ones_between_are_put_together_and_other_rows_are_not(nearer, tokenizer, monkeypatch):
+    rows = {
+        "text": [" = Snow = ", "", "the river is long", "", " = Rain = ", "a dog"],
+        "same": ["the town", "a cat"] * 3,
+    }
+    monkeypatch.setattr(
+        nearer["blocks_of"].__globals__["hub"], "load", lambda *_: (Dataset.from_dict(rows), {"id": "x"})
+    )
+    for column, texts in (("text", [" = Snow = the river is long", " = Rain = a dog"]), ("same", rows["same"])):
+        part = profiles.Source(id="x", config="y", columns=[column], share=1.0)
+        cut, told = nearer["blocks_of"](profiles.load("mini"), tokenizer, part, 10**6, set())
+        assert sorted(block.tolist()[1:-1] for block in cut) == sorted(
+            tokenizer(texts, add_special_tokens=False)["input_ids"]
+        )
+        assert told["texts"] == len(texts)
 
 
 def test_pairs_are_one_block_with_types_as_the_tokenizer_has_them(nearer, tokenizer):
@@ -137,8 +157,8 @@ def test_another_mixture_is_another_setting_and_the_teacher_stays(nearer, tmp_pa
     unit = experiment.units[0]
     before = experiment.settings(unit)
     assert before["recipe"]["training"]["steps"] == 3 * plain.settings(unit)["recipe"]["training"]["steps"]
-    made.__init__.__globals__["parts"] = lambda profile: {"articles": nearer["parts"](profile)["articles"]}
-    assert experiment.settings(unit)["mixture"] != before["mixture"]
+    few = profile.model_copy(update={"mixture": {"articles": profile.mixture["articles"]}})
+    assert made(few, space).settings(unit)["mixture"] != before["mixture"]
     with pytest.raises(InputError, match="student-seed0 is not there yet"):
         experiment.weights(unit)
 

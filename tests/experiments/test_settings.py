@@ -63,9 +63,9 @@ def settings_of(profile: profiles.Profile, space: records.Workspace, units: dict
     half = [f"taylor_50_recovered{trimmed}_int8_embeddings" for trimmed in ("", "_trimmed")]
     notebook["finalists"]["student"] += [*half, "fp32_trimmed_int8_embeddings"]
     own["finishing"] = finishing(own["pruning"])
-    names = "parts", "Mixed", "StillLonger", "Nearer", "Judged", "OnReviews", "OnQuestions"
+    names = "Mixed", "StillLonger", "Nearer", "Judged", "OnReviews", "OnQuestions"
     last = "Longest", "LongestOnTasks", "LongestAsked"
-    _, _, _, taught, *judged = page("12_nearer_text", *names, *last)
+    _, _, taught, *judged = page("12_nearer_text", *names, *last)
     judged, (longest, on_tasks, asked) = judged[:3], judged[3:]
     kinds = {"nearer text": taught, **dict(zip(("nearer", "nearer reviews", "nearer questions"), judged, strict=True))}
     own |= {name: made(profile, space) for name, made in kinds.items()}

@@ -146,7 +146,7 @@ def without(words: str):
             lambda t: t | {"bert.encoder.layer.9.output.dense.bias": torch.zeros(32)},
             "1 do not belong to it; it has bert",
         ),
-        (lambda t: t | {"bert.embeddings.word_embeddings.weight": torch.zeros(7, 32)}, "not those of its config.json"),
+        (lambda t: t | {"bert.embeddings.word_embeddings.weight": torch.zeros(7, 32)}, "not of its config.json"),
     ],
 )
 @pytest.mark.parametrize("load", ["masked_lm", "with_head"])
