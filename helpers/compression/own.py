@@ -375,7 +375,7 @@ def hand_over(out: Path, tried: Smaller, chosen: str, table: pd.DataFrame, said:
     name = chosen if chosen in exported else max(exported, key=lambda one: table.score[one])
     grid = shown(table)
     note = f"Measured on {at['rows']:,} rows; times as fast at {at['length']} tokens, one text at a time, on "
-    note += f"{at['threads']} thread(s) of {records.cpu()['model']}, all in turn in one session. " + "; ".join(said[1:])
+    note += f"{records.cpu()['model']} (threads: {at['threads']}), all in turn in one session. " + "; ".join(said[1:])
     lines = [["", *grid.columns], ["---"] * (1 + grid.shape[1]), *grid.reset_index().values.tolist()]
     told = {"title": f"{tried.of.origin['id']}, made smaller", "sentence": said[0], "note": note}
     text = [f"# {told['title']}", said[0], "\n".join(f"| {' | '.join(line)} |" for line in lines), note]

@@ -96,7 +96,7 @@ CAST = {  # what a model is called, and its colour, everywhere
     "student_longest_again": ("student (longest, other seed)", None),
     "twin_longest_again": ("twin (longest, other seed)", None),
     "random": ("random start", "#029e73"),
-    "dropped": ("teacher with layers dropped", "#ca9161"),
+    "dropped": ("teacher with layers dropped", "#b2182b"),
     "rule": ("a rule that has learnt nothing", "#949494"),
     "words": ("words counted", "#949494"),
     "no_distillation": ("student without distillation loss", None),
