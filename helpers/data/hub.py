@@ -139,8 +139,7 @@ def own_rows(name: str, split: str, columns: Sequence[str], label: str, most: in
 def download(profile: Profile) -> list[str]:
     """Fetch every data set of the profile, so that a later run needs no network; what was fetched, a line each."""
     corpus, lines = profile.corpus, []
-    wanted = {(corpus.id, corpus.train): ["train"]}
-    wanted |= {(one.id, one.config): ["train"] for one in profile.mixture.values()}
+    wanted = {(corpus.id, corpus.train): ["train"]} | {(s.id, s.config): ["train"] for s in profile.mixture.values()}
     wanted |= {("nyu-mll/glue", task): ["train", *GLUE[task].dev_splits] for task in profile.glue.tasks}
     for data_id in ("stanfordnlp/imdb", "rajpurkar/squad", "openai/gsm8k"):
         wanted |= {place: list(rows) for place, rows in OFFICIAL_ROWS.items() if place[0] == data_id}

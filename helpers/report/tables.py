@@ -91,6 +91,7 @@ CAST = {  # what a model is called, and its colour, everywhere
     "twin_time": ("twin, as many minutes", "#8c3b6d"),
     "student_nearer": ("student (nearer text)", "#004d80"),
     "twin_nearer": ("twin (nearer text)", "#a35f00"),
+    "student_articles": ("student (articles, as many steps)", None),
     "student_longest": ("student (nearer text, longest)", None),
     "twin_longest": ("twin (nearer text, longest)", None),
     "student_longest_again": ("student (longest, other seed)", None),
@@ -238,9 +239,9 @@ def describe_machine(provenance: dict, settings: dict | None = None) -> str:
 
 
 # The notebook in which an experiment's records are made.
-HAS = {"01": "distillation ablation", "02": "glue", "05": "perplexity", "09": "edge arm64", "12": "nearer longest"}
-HAS |= {"03": "imdb", "04": "squad squad_longer squad_on_the_way glue_on_the_way", "07": "pruning recovery finishing"}
-HAS |= {"06": "quantization fullsize eighth_bit worst_matrices compiled", "11": "own own_speed staircase"}
+HAS = {"02": "glue", "03": "imdb", "09": "edge arm64", "11": "own own_speed staircase", "12": "nearer longest articles"}
+HAS |= {"01": "distillation ablation", "04": "squad squad_longer squad_on_the_way glue_on_the_way", "05": "perplexity"}
+HAS |= {"06": "quantization fullsize eighth_bit worst_matrices compiled", "07": "pruning recovery finishing"}
 OWNERS = {name: number for number, names in HAS.items() for name in names.split()}
 
 

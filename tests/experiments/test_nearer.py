@@ -23,7 +23,17 @@ def tokenizer():
 def nearer(page):
     """What the notebook defines, by name."""
     names = ["plain", "measured_texts", "as_blocks", "blocks_of", "Grouped", "Mixture", "Nearer", "Mixed"]
-    names += ["Judged", "OnReviews", "OnQuestions", "Longest", "StillLonger", "LongestOnTasks", "LongestAsked"]
+    names += [
+        "Articles",
+        "ArticlesOnTasks",
+        "Judged",
+        "OnReviews",
+        "OnQuestions",
+        "Longest",
+        "StillLonger",
+        "LongestOnTasks",
+        "LongestAsked",
+    ]
     return dict(zip(names, page("12_nearer_text", *names), strict=True))
 
 
@@ -157,6 +167,10 @@ def test_another_mixture_is_another_setting_and_the_teacher_stays(nearer, tmp_pa
     unit = experiment.units[0]
     before = experiment.settings(unit)
     assert before["recipe"]["training"]["steps"] == 3 * plain.settings(unit)["recipe"]["training"]["steps"]
+    alone, theirs = nearer["Articles"](profile, space), plain.settings(unit)
+    assert alone.units == [unit] and type(alone.text) is encoding.PretrainingText
+    more = theirs["recipe"]["training"] | {"steps": 3 * theirs["recipe"]["training"]["steps"]}
+    assert alone.settings(unit) == theirs | {"recipe": theirs["recipe"] | {"training": more}}, "and all else alike"
     few = profile.model_copy(update={"mixture": {"articles": profile.mixture["articles"]}})
     assert made(few, space).settings(unit)["mixture"] != before["mixture"]
     with pytest.raises(InputError, match="student-seed0 is not there yet"):
@@ -175,6 +189,9 @@ def test_tasks_start_from_the_models_of_the_mixture_and_not_from_those_of_articl
         assert starts.pop("twin_nearer") == "nearer twin 0"
         assert set(starts.values()) == {"nearer student 0"}, name
         assert made.name == "nearer" and not made.keeps(made.units[0])
+    alone = nearer["ArticlesOnTasks"](profile, space)
+    assert {alone.settings(unit)["start"] for unit in alone.units} == {"articles student 0"}
+    assert {unit["model"] for unit in alone.units} == {"student_articles"} and alone.name == "articles"
     for name in ("LongestOnTasks", "LongestAsked"):
         made = nearer[name](profiles.load("mini", {"longest": 7}), space)
         starts = {unit["model"]: made.settings(unit)["start"] for unit in made.units}

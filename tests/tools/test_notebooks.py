@@ -289,6 +289,7 @@ def test_the_series_makes_records_tables_and_figures(executed):
         "12_mixture",
         "12_losses",
         "12_scores",
+        "12_articles",
         "12_ahead",
         "10_ledger",
         "10_trust",
@@ -315,7 +316,6 @@ def test_the_series_makes_records_tables_and_figures(executed):
         "11_speed_by_length",
         "12_curves",
         "12_ahead",
-        "12_tokens",
         "10_picture",
         "10_reached",
     ):
