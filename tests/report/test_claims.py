@@ -532,16 +532,20 @@ def test_the_report_counts_where_a_taught_student_is_clearly_ahead(page, evidenc
     )
     assert dropped.startswith("+20.0 (+1") and twin.startswith("+1.0 (+0.0 to")
     first, second, end = said.split(". ")
-    assert first.startswith("Ahead of dropped layers in 1 of 1 comparisons, behind in 0 of 1; in points, mean of GLUE")
-    assert second.startswith("Ahead of its twin without a teacher in 0 of 1 comparisons, behind in 0 of 1; in points")
+    assert first.startswith(
+        "Clearly ahead of dropped layers in 1 of 1 comparisons, clearly behind in 0; in points; mean"
+    )
+    assert second.startswith(
+        "Clearly ahead of its twin without a teacher in 0 of 1 comparisons, clearly behind in 0; in"
+    )
     assert first.endswith(" nearer text (12) **+20.0**") and second.endswith(" nearer text (12) +1.0")
-    assert end.startswith("Counted and in bold: what is clear")
+    assert end.startswith("Bold: what is clear")
     for model, share in {"dropped": 0.9, "student": 0.5}.items():
         for seed in range(2):
             right = records.pack((np.arange(200) < 200 * share).astype(float))
             unit = {"model": model, "seed": seed, "epochs": 3}
             write(evidence.space.records, "squad_longer", unit, {"f1": 100 * share}, f1=right)
     said, rows = gain_by_teaching(evidence)
-    assert said.startswith("Ahead of dropped layers in 1 of 2 comparisons, behind in 1 of 2")
+    assert said.startswith("Clearly ahead of dropped layers in 1 of 2 comparisons, clearly behind in 1;")
     assert "F1 on SQuAD (04.9): as in 01 **-40.0**" in said
     assert rows["F1 on SQuAD (04.9), as in 01: ahead of dropped layers (points)"].startswith("-40.0 (-4")
