@@ -88,6 +88,15 @@ def test_numbers_in_generated_texts_stand_in_the_tables_of_the_report(name, bloc
     assert numbers(text) and not [number for number in numbers(text) if not stands(number, known)]
 
 
+def test_a_notebook_takes_as_long_by_the_readme_as_by_the_first_page():
+    """Records of two experiments may have one file name, and each of them counts."""
+    with (LAPTOP / "tables" / "00_cost.csv").open() as file:
+        rows = {row["notebook"][:2]: row["laptop: minutes (records)"] for row in csv.DictReader(file)}
+    told = {number: f"{minutes:,.0f}" for number, minutes in readme.minutes().items()}
+    assert len(told) > 9 and told == {number: rows[number].partition(" ")[0] for number in told}
+    assert rows["al"].endswith(f"({len(list((LAPTOP / 'records').glob('*/*.json')))})")
+
+
 def prose(path: Path) -> list[str]:
     """The sentences that an executed notebook displays."""
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
