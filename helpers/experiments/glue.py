@@ -20,7 +20,7 @@ from ..profiles import Profile, Recipe
 from .pretraining import Pretraining
 
 VERSION = 1  # raised whenever the code changes the numbers it makes
-DISTILLED = "student_d"  # the student, distilled a second time from the fine-tuned teacher
+GUIDED = "_d"  # ends the name of a model that is distilled a second time, from the fine-tuned teacher
 KEPT = ("sst2", "mrpc", "stsb")  # tasks whose first models later notebooks take up
 
 
@@ -68,10 +68,9 @@ class GlueMetric(evaluate.Metric):
 class Downstream(Experiment):
     """Fine-tuned models. A unit has a `model`, a `seed` (of the fine-tuning) and what a subclass adds.
 
-    The models are those of notebook 01, with its first pretraining seed, and `student_d`, which comes after its
-    teacher. Beside its units a subclass gives `recipe(unit)`; `read(which, split)`: the rows of a split that are used,
-    as a model reads them, their labels and their provenance; and `score(unit, model)`: metrics, details and provenance
-    of data, measured with a fine-tuned model.
+    The models are those of notebook 01, with its first pretraining seed; NAME_d is NAME guided by the fine-tuned
+    teacher, which comes first. A subclass gives its units; `recipe(unit)`; `read(which, split)`: rows as a model reads
+    them, their labels and provenance; `score(unit, model)`: metrics, details and provenance of data of a tuned model.
     """
 
     auto: type = AutoModelForSequenceClassification
@@ -123,7 +122,7 @@ class Downstream(Experiment):
         start = self.start_hash(unit["model"]) or self.pretraining.weights(self.origin(unit["model"]))
         settings = {"version": VERSION, "precision": self.precision, "recipe": recipe, "start": start}
         settings |= hub.state(self.profile, self.data_id)
-        if unit["model"] == DISTILLED:
+        if unit["model"].endswith(GUIDED):
             settings |= {"teacher": self.guide(unit | {"model": "teacher"}), "temperature": self.temperature}
         return settings
 
@@ -157,7 +156,7 @@ class Downstream(Experiment):
     ) -> tuple[PreTrainedModel, dict[str, float]]:
         """The unit's model, trained now, and what that cost. `pad_to`: every batch, if not to its longest row."""
         recipe, pad = self.recipe(unit), self.pretraining.tokenizer.pad_token_id
-        if unit["model"] == DISTILLED:
+        if unit["model"].endswith(GUIDED):
             teacher = self.trained(unit | {"model": "teacher"})
             examples = finetuning.guided(teacher, examples, recipe.evaluation_batch_size, pad)
         start = self.start(unit["model"])
@@ -178,7 +177,7 @@ class Downstream(Experiment):
         """The unit of notebook 01 that a model starts from; student@0.25 is the student after so much of it."""
         name, _, part = model.partition("@")
         seed = 0 if name in ("teacher", "released") else self.profile.distillation.seeds[0]
-        unit = {"model": "student" if name == DISTILLED else name, "seed": seed}
+        unit = {"model": name.removesuffix(GUIDED), "seed": seed}
         return unit | {"part": float(part)} if part else unit
 
     def start_hash(self, model: str) -> str | None:
@@ -192,7 +191,7 @@ class Downstream(Experiment):
         return self.pretraining.start(self.origin(model))
 
     def guide(self, teacher: dict) -> str:
-        """What a `student_d`'s teacher is recognised by: its weights or, if those on record are lost, its recipe."""
+        """What such a model's teacher is recognised by: its weights or, if those on record are lost, its recipe."""
         record = self.record(teacher)
         lost = record and "checkpoint" not in record["details"]
         return records.digest(record["settings"]) if lost else self.finetuned_hash(teacher)
@@ -233,7 +232,7 @@ class Glue(Downstream):
         return {"num_labels": GLUE[unit["task"]].classes or 1}
 
     def keeps(self, unit: dict) -> bool:
-        teaches = unit["model"] == "teacher" and DISTILLED in self.profile.glue.models
+        teaches = unit["model"] == "teacher" and f"student{GUIDED}" in self.profile.glue.models
         return teaches or (unit["task"] in KEPT and unit["seed"] == self.profile.glue.seeds[0])
 
     def score(self, unit: dict, model: PreTrainedModel) -> tuple[dict, dict, list[dict]]:

@@ -98,6 +98,7 @@ CAST = {  # what a model is called, and its colour, everywhere
     "twin_longest_again": ("longest twin, again", None),
     "random": ("random start", "#029e73"),
     "dropped": ("teacher with layers dropped", "#b2182b"),
+    "dropped_d": ("layers dropped (D)", "#ef8a62"),
     "rule": ("a rule that has learnt nothing", "#949494"),
     "words": ("words counted", "#949494"),
     "no_distillation": ("student without distillation loss", None),

@@ -205,3 +205,14 @@ def test_an_accent_of_its_own_belongs_to_its_letter_k12(tokenizer):
     cut = squad.windows(Dataset.from_dict({name: [value] for name, value in row.items()}), tokenizer, 40, 8)
     (example,), (span,) = cut.examples, cut.spans
     assert context[span[example["start_positions"], 0] : span[example["end_positions"], 1]] == "cafe\u0301"
+
+
+def test_any_model_may_be_distilled_a_second_time(tiny, pretrained):
+    """From its own start and recipe, guided by the teacher that was fine-tuned with the same seed."""
+    profile = profiles.load("mini", tiny | {"squad": FEW | {"longest_answer": 12}})
+    made = squad.Squad(profile, records.Workspace(profile, str(pretrained)))
+    teacher, *rest = ({"model": name, "seed": 0} for name in ("teacher", "twin", "twin_d", "student_d"))
+    (taught,) = made.run([teacher])
+    plain, guided, student = map(made.settings, rest)
+    assert guided["start"] == plain["start"] != student["start"]
+    assert guided == plain | {"teacher": taught["details"]["checkpoint"], "temperature": profile.squad.temperature}
