@@ -64,13 +64,17 @@ def settings_of(profile: profiles.Profile, space: records.Workspace, units: dict
     notebook["finalists"]["student"] += [*half, "fp32_trimmed_int8_embeddings"]
     own["finishing"] = finishing(own["pruning"])
     names = "Mixed", "StillLonger", "Nearer", "Judged", "OnReviews", "OnQuestions"
-    last = "Longest", "LongestOnTasks", "LongestAsked", "Articles", "ArticlesOnTasks"
+    last = "Longest", "LongestOnTasks", "LongestOnReviews", "LongestAsked", "Articles", "ArticlesOnTasks"
     _, _, taught, *judged = page("12_nearer_text", *names, *last)
-    judged, (longest, on_tasks, asked, alone, alone_on_tasks) = judged[:3], judged[3:]
+    judged, (longest, on_tasks, read, asked, alone, alone_on_tasks) = judged[:3], judged[3:]
     kinds = {"nearer text": taught, **dict(zip(("nearer", "nearer reviews", "nearer questions"), judged, strict=True))}
     own |= {name: made(profile, space) for name, made in kinds.items()}
     own["longest text"] = longest(profile, space, longer=profile.longest)
-    own |= {"longest": on_tasks(profile, space), "longest questions": asked(profile, space)}
+    own |= {
+        "longest": on_tasks(profile, space),
+        "longest questions": asked(profile, space),
+        "longest reviews": read(profile, space),
+    }
     own |= {"articles": alone_on_tasks(profile, space), "articles text": alone(profile, space)}
     own["squad_longer"] = page("04_squad", "SquadLonger")[0](profile, space)
 

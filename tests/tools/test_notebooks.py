@@ -315,7 +315,6 @@ def test_the_series_makes_records_tables_and_figures(executed):
         "07_shares",
         "11_score_by_size",
         "11_speed_by_length",
-        "12_curves",
         "12_ahead",
         "10_picture",
         "10_reached",
