@@ -6,7 +6,7 @@ import nbformat
 import pandas as pd
 
 from helpers import REPOSITORY, ROOT, InputError, profiles
-from helpers.measure.records import Evidence, Workspace
+from helpers.measure.records import Workspace
 from helpers.report import tables
 
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
@@ -41,9 +41,9 @@ def blocks() -> dict[str, str]:
 
 
 def made(name: str) -> pd.DataFrame:
-    """A table that notebook 10 made last."""
+    """A table that a notebook made last."""
     folder = Workspace(profiles.load(READ), name=READ).tables
-    return pd.read_csv(folder / f"10_{name}.csv", keep_default_na=False, dtype=str)
+    return pd.read_csv(folder / f"{name}.csv", keep_default_na=False, dtype=str)
 
 
 def told(cell_id: str) -> str:
@@ -53,15 +53,10 @@ def told(cell_id: str) -> str:
     return next(output.data["text/markdown"] for output in cell.outputs if "text/markdown" in output.get("data", {}))
 
 
-def minutes() -> dict[str, float]:
-    """Minutes that the committed records took to make, by the notebook's number."""
-    evidence, spent = Evidence(Workspace(profiles.load(READ), name=READ)), {}
-    for record in [one for folder in sorted(evidence.space.records.glob("*/")) for one in evidence(folder.name)]:
-        number = tables.notebook_of(record)
-        spent[number] = spent.get(number, 0) + record["provenance"]["seconds"] / 60
-    if evidence.problems:
-        raise InputError(evidence.problems[0])
-    return spent
+def minutes() -> dict[str, str]:
+    """Minutes that the committed records took to make, by the notebook's number: what notebook 00 made last."""
+    known = made("00_cost").set_index("notebook")[f"{READ}: minutes (records)"]
+    return {name[:2]: told.partition(" ")[0] for name, told in known.items() if told != tables.NOTHING}
 
 
 def notebook_table(repository: str = REPOSITORY) -> str:
@@ -69,7 +64,7 @@ def notebook_table(repository: str = REPOSITORY) -> str:
 
     Where a number of the answer is not on record, there is the link alone.
     """
-    ours = pd.concat([made("ledger").set_index("number").ours, made("answers").set_index("number").ours])
+    ours = pd.concat([made("10_ledger").set_index("number").ours, made("10_answers").set_index("number").ours])
     ours = ours.str.extract(r"^([^:( ,]+)")[0].groupby(level=0).first()  # without interval and verdict
     spent, rows = minutes(), {}
     for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
@@ -84,6 +79,6 @@ def notebook_table(repository: str = REPOSITORY) -> str:
         if not repository.startswith("OWNER/"):
             link = f"https://colab.research.google.com/github/{repository}/blob/main/notebooks/{path.name}"
             row["run"] = f"{BADGE}({link})"
-        row[f"minutes, `{READ}`"] = f"{spent[number]:.0f}" if number in spent else tables.NOTHING
+        row[f"minutes, `{READ}`"] = spent.get(number, tables.NOTHING)
         rows[f"[{number} · {title}](notebooks/{path.name})"] = row
     return tables.markdown(pd.DataFrame(rows).T.rename_axis("notebook").reset_index())

@@ -2,12 +2,15 @@
 
 import csv
 import re
+from datetime import datetime
 from pathlib import Path
 
 import nbformat
 import pytest
 
 from helpers import ROOT
+from helpers.measure import records
+from helpers.report import tables
 from tools import readme
 
 LAPTOP = ROOT / "results" / "laptop"
@@ -88,13 +91,26 @@ def test_numbers_in_generated_texts_stand_in_the_tables_of_the_report(name, bloc
     assert numbers(text) and not [number for number in numbers(text) if not stands(number, known)]
 
 
-def test_a_notebook_takes_as_long_by_the_readme_as_by_the_first_page():
-    """Records of two experiments may have one file name, and each of them counts."""
+def test_a_notebook_takes_as_long_as_some_record_of_it_was_being_made():
+    """Records of two experiments may have one file name, and each counts; two that were made side by side count once.
+
+    Here second by second, in the table from where records begin and end.
+    """
     with (LAPTOP / "tables" / "00_cost.csv").open() as file:
         rows = {row["notebook"][:2]: row["laptop: minutes (records)"] for row in csv.DictReader(file)}
-    told = {number: f"{minutes:,.0f}" for number, minutes in readme.minutes().items()}
-    assert len(told) > 9 and told == {number: rows[number].partition(" ")[0] for number in told}
-    assert rows["al"].endswith(f"({len(list((LAPTOP / 'records').glob('*/*.json')))})")
+    busy: dict[str, set[int]] = {}
+    made = [records.read_record(path) for path in sorted((LAPTOP / "records").glob("*/*.json"))]
+    for record in made:
+        begin = datetime.fromisoformat(record["provenance"]["started"]).timestamp()
+        seconds = range(int(begin), int(begin + record["provenance"]["seconds"]))
+        for name in (tables.notebook_of(record), "al"):
+            busy.setdefault(name, set()).update(seconds)
+    told = readme.minutes()
+    assert len(told) > 9 and rows["al"].endswith(f"({len(made)})")
+    for name, seconds in busy.items():
+        minutes = rows[name].partition(" ")[0]
+        assert float(minutes.replace(",", "")) == pytest.approx(len(seconds) / 60, rel=0.01, abs=1.5)
+        assert name == "al" or told[name] == minutes
 
 
 def prose(path: Path) -> list[str]:

@@ -46,7 +46,7 @@ def test_answers_are_those_of_the_executed_page(tmp_path, monkeypatch):
 
 def test_a_notebooks_answer_has_the_reports_numbers():
     """Without interval and verdict; the same fact has one number wherever it stands."""
-    ledger, answers = readme.made("ledger").set_index("number").ours, readme.made("answers").set_index("number").ours
+    ledger, answers = (readme.made(name).set_index("number").ours for name in ("10_ledger", "10_answers"))
     table = readme.notebook_table()
     kept, smaller = answers["kept of the teacher's mean GLUE score (%)"], ledger["parameters, fewer (%)"]
     faster = ledger["pass over STS-B: times as fast"].split(" ")[0]
