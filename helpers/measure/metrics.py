@@ -57,9 +57,8 @@ def check_labels(what: str, labels: Sequence[float], classes: int | None) -> Non
 
 
 Weights = np.ndarray | None
-# Each metric is of answers and references [rows], each row counting as often as `weights` [..., rows] say (None: once):
-# [...], so that the many resamples of a bootstrap and of a permutation test need no call each. Tests hold them equal to
-# scikit-learn's and scipy's.
+# Each metric is of answers and references [rows], each row counting as often as `weights` [..., rows] say (None: once),
+# so that all resamples of a bootstrap are one call: [...]. Tests hold them equal to scikit-learn's and scipy's.
 
 
 def share_right(right: np.ndarray, _: np.ndarray, weights: Weights = None) -> np.ndarray:

@@ -183,6 +183,13 @@ class Imdb(Part):
     lengths: Annotated[list[Annotated[Length, Field(ge=8)]], Once]  # tried with the student, beside the recipe's own
 
 
+class Longer(Part):
+    """More epochs of the same recipe."""
+
+    epochs: Positive
+    seeds: Seeds
+
+
 class Squad(Part):
     """Question answering: notebook 04."""
 
@@ -192,7 +199,7 @@ class Squad(Part):
     stride: Positive = 128  # tokens that one window shares with the next
     longest_answer: Positive = 30  # tokens
     temperature: Rate = 2.0  # of the second distillation
-    longer: Annotated[int, Field(ge=2)] | None = None  # times the epochs, in another try of students and dropped layers
+    longer: Longer | None = None  # another try, of all models
 
 
 class Perplexity(Part):

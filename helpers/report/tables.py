@@ -17,7 +17,6 @@ from ..measure import records
 PUBLISHED = ROOT / "results" / "published"
 NOTHING = "–"
 ROWS, WIDE = 10, 6  # rows and columns of the largest table that a page shows whole
-# What stands where a notebook was opened alone.
 MISSING = "– run the notebooks that this one builds on, or set `store` to where their results are"
 
 
