@@ -542,10 +542,11 @@ def test_the_report_counts_where_a_taught_student_is_clearly_ahead(page, evidenc
     )
     assert dropped.startswith("+20.0 (+1") and twin.startswith("+1.0 (+0.0 to")
     first, second, end = said.split(". ")
-    of_one = "Of 1 comparisons with {}, in points, clearly ahead in {}, clearly behind in 0{}"
-    assert first == of_one.format("dropped layers", "1 (mean of GLUE, nearer text (12) +20.0)", "")
-    assert second == of_one.format("its twin without a teacher", 0, ", else +1.0")
-    assert end == "Each is of one pretraining; GLUE here: sst2."
+    of_one = "{}: of 1 comparisons clearly ahead in {}, clearly behind in 0{}"
+    ahead = "1 (mean of GLUE, nearer text (12) +20.0)"
+    assert first == of_one.format("A distilled student against dropped layers", ahead, "")
+    assert second == of_one.format("Against its twin without a teacher", 0, ", else +1.0 points")
+    assert end == "Each is of one pretraining; GLUE: sst2."
     for task, wrong in {"sst2": 40, "wnli": 0}.items():  # on more tasks than the others, of which the same ones count
         tell("longest", task, "student_longest", wrong)
     _, rows = gain_by_teaching(evidence)
