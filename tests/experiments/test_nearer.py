@@ -32,6 +32,7 @@ def nearer(page):
         "Longest",
         "StillLonger",
         "LongestOnTasks",
+        "LongestOnReviews",
         "LongestAsked",
     ]
     return dict(zip(names, page("12_nearer_text", *names), strict=True))
@@ -192,12 +193,14 @@ def test_tasks_start_from_the_models_of_the_mixture_and_not_from_those_of_articl
     alone = nearer["ArticlesOnTasks"](profile, space)
     assert {alone.settings(unit)["start"] for unit in alone.units} == {"articles student 0"}
     assert {unit["model"] for unit in alone.units} == {"student_articles"} and alone.name == "articles"
-    for name in ("LongestOnTasks", "LongestAsked"):
+    for name in ("LongestOnTasks", "LongestOnReviews", "LongestAsked"):
         made = nearer[name](profiles.load("mini", {"longest": 7}), space)
         starts = {unit["model"]: made.settings(unit)["start"] for unit in made.units}
         own = {"student_longest": "longest student 0", "twin_longest": "longest twin 0"}
         again = {"student_longest_again": "longest student 1", "twin_longest_again": "longest twin 1"}
         assert starts == (own | again if name == "LongestOnTasks" else own), "of another pretraining seed"
+        if name == "LongestOnTasks":  # a mean is of as many tasks as the teacher's
+            assert {unit["task"] for unit in made.units} == {*profile.glue.tasks}
         assert made.pretraining.units == [{"model": n, "seed": s} for s in (0, 1) for n in ("student", "twin")]
         assert made.name == "longest" and not made.keeps(made.units[0])
         steps = made.pretraining.recipe.training.steps
