@@ -76,7 +76,6 @@ COLUMNS = {
     "cloze_accuracy": Column("cloze facts right (%)", "cloze_accuracy", "{:,.1f}", 100, best=max),
     "training_minutes": Column("training (minutes)", "training_minutes", "{:,.1f}"),
     "tokens_per_s": Column("training speed (tokens/s)", "tokens_per_s", "{:,.0f}"),
-    "examples_per_s": Column("training speed (examples/s)", "examples_per_s", "{:,.0f}"),
     "accuracy": Column("accuracy (%)", "accuracy", "{:,.1f}", 100, best=max),
     "truncated": Column("texts cut off (%)", "truncated", "{:,.1f}", 100),
 }
@@ -92,6 +91,7 @@ CAST = {  # what a model is called, and its colour, everywhere
     "twin_nearer": ("twin of the mixture", "#a35f00"),
     "student_articles": ("student of articles alone", None),
     "student_longest": ("longest student", None),
+    "student_longest_d": ("longest student (D)", None),
     "twin_longest": ("longest twin", None),
     "student_longest_again": ("longest student, again", None),
     "twin_longest_again": ("longest twin, again", None),

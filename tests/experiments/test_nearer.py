@@ -1,5 +1,7 @@
 """Notebook 12: what is read of a mixture of texts, in which order, and what of it a teacher is told."""
 
+from datetime import UTC, datetime
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from helpers import InputError, profiles
 from helpers.data import encoding, hub, miniworld
-from helpers.experiments import pretraining
+from helpers.experiments import pretraining, squad
 from helpers.measure import records
 from helpers.measure.metrics import GLUE
 from helpers.models import checkpoints, distillation
@@ -195,13 +197,29 @@ def test_tasks_start_from_the_models_of_the_mixture_and_not_from_those_of_articl
     assert {unit["model"] for unit in alone.units} == {"student_articles"} and alone.name == "articles"
     for name in ("LongestOnTasks", "LongestOnReviews", "LongestAsked"):
         made = nearer[name](profiles.load("mini", {"longest": 7}), space)
-        starts = {unit["model"]: made.settings(unit)["start"] for unit in made.units}
+        starts = {unit["model"]: made.settings(unit)["start"] for unit in made.units if unit["model"][-2:] != "_d"}
         own = {"student_longest": "longest student 0", "twin_longest": "longest twin 0"}
         again = {"student_longest_again": "longest student 1", "twin_longest_again": "longest twin 1"}
-        assert starts == (own | again if name == "LongestOnTasks" else own), "of another pretraining seed"
-        if name == "LongestOnTasks":  # a mean is of as many tasks as the teacher's
-            assert {unit["task"] for unit in made.units} == {*profile.glue.tasks}
+        of_one = {"student_longest": own["student_longest"]}
+        expected = {"LongestOnTasks": own | again, "LongestAsked": own, "LongestOnReviews": of_one}[name]
+        assert starts == expected, "of another pretraining seed"
         assert made.pretraining.units == [{"model": n, "seed": s} for s in (0, 1) for n in ("student", "twin")]
         assert made.name == "longest" and not made.keeps(made.units[0])
         steps = made.pretraining.recipe.training.steps
         assert steps == 7 * profile.distillation.training.steps
+    on_tasks, _, asked = (
+        nearer[name](profile, space) for name in ("LongestOnTasks", "LongestOnReviews", "LongestAsked")
+    )
+    judged = {model: {u["task"] for u in on_tasks.units if u["model"] == model} for model in on_tasks.models}
+    assert judged["student_longest"] == judged["student_longest_again"] == {*profile.glue.tasks}, "for the mean of all"
+    assert judged["twin_longest"] == {"cola", "sst2", "mrpc", "stsb"}
+    guided = asked.units[-1]
+    assert guided["model"] == "student_longest_d"
+    with pytest.raises(InputError, match="teacher-.*has not been fine-tuned yet"):
+        asked.settings(guided)
+    teacher, theirs = guided | {"model": "teacher"}, squad.Squad(profile, space)
+    found = records.Measurement({"f1": 50.0}, [], [], {"checkpoint": "its weights"})
+    made = records.provenance(datetime.now(UTC), [], [])
+    space.write("squad_longer", teacher, theirs.settings(teacher), found, made)
+    assert asked.settings(guided)["teacher"] == "its weights", "notebook 04's, of as many epochs"
+    assert asked.settings(guided)["start"] == "longest student 0"
