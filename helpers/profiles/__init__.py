@@ -47,7 +47,7 @@ Task = Literal["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wn
 Tasks = Annotated[list[Task], Some, Once]
 Student = Literal["student", "twin", "random", "dropped", "twin_time"]
 Pretrained = Literal["teacher", "released", Student]
-Models = Annotated[list[Literal[Pretrained, "student_d"]], Some, Once]  # fine-tuned; student_d: distilled once more
+Models = Annotated[list[Literal[Pretrained, "student_d", "dropped_d"]], Some, Once]  # fine-tuned; _d: by a teacher, too
 Compressed = Annotated[list[Literal["sst2", "mrpc"]], Some, Once]  # the tasks whose models are made smaller
 
 
