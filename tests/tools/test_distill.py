@@ -104,14 +104,14 @@ def test_a_killed_process_ends_the_others_and_one_alone_goes_on(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("more", "complaint"),
+    ("more", "processes", "complaint"),
     [
-        ({"teacher_training__whole__batch_size": 7}, "batches of 7 for 2 processes: expected a multiple of these"),
-        ({"distillation__layers": 9}, "a student of 9 layers cannot be taken from a teacher of 2"),
+        ({"teacher_training__whole__batch_size": 7}, 2, "batches of 7 for 2 processes: expected a multiple of these"),
+        ({"distillation__layers": 9}, 1, "a student of 9 layers cannot be taken from a teacher of 2"),
     ],
 )
-def test_bad_input_is_said_in_a_line(more, complaint, tmp_path):
-    said, _ = (process := start(tmp_path / "store", 2, **more)).communicate(timeout=120)
+def test_bad_input_is_said_in_a_line(more, processes, complaint, tmp_path):
+    said, _ = (process := start(tmp_path / "store", processes, **more)).communicate(timeout=120)
     assert process.returncode and f"error: {complaint}" in said
     assert not list((tmp_path / "store").rglob("*.safetensors"))
 
