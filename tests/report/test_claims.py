@@ -559,6 +559,6 @@ def test_the_report_counts_where_a_taught_student_is_clearly_ahead(page, evidenc
             unit = {"model": model, "seed": seed, "epochs": 3}
             write(evidence.space.records, "squad_longer", unit, {"f1": 100 * share}, f1=right)
     said, rows = gain_by_teaching(evidence)
-    behind = "F1 on SQuAD, as in 01 -40.0; F1 on SQuAD, both distilled again -10.0"
+    behind = "F1 on SQuAD, as in 01 -40.0; F1 on SQuAD, both guided on the task -10.0"
     assert f"nearer text (12) +20.0), clearly behind in 2 ({behind})." in said
     assert rows["F1 on SQuAD, as in 01: ahead of dropped layers (points)"].startswith("-40.0 (-4")
