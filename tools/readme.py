@@ -17,7 +17,7 @@ READ = "laptop"  # the profile whose executed copies are linked, whose answers a
 def fill(check: bool = False) -> list[str]:
     """Put each generated part between its markers in README, `<!-- begin NAME -->` and its end; which were stale.
 
-    With `check` nothing is changed. InputError for markers with a name that nothing generates, or a damaged record.
+    With `check` nothing is changed. InputError for markers with a name that nothing generates.
     """
     made, stale, path = blocks(), [], ROOT / "README.md"
 
@@ -36,14 +36,13 @@ def fill(check: bool = False) -> list[str]:
 
 
 def blocks() -> dict[str, str]:
-    """The generated parts by name, in Markdown; InputError if a record that they are made from is damaged."""
+    """The generated parts by name, in Markdown."""
     return {"answers": told("answers"), "claims": told("verdicts"), "notebooks": notebook_table()}
 
 
 def made(name: str) -> pd.DataFrame:
     """A table that a notebook made last."""
-    folder = Workspace(profiles.load(READ), name=READ).tables
-    return pd.read_csv(folder / f"{name}.csv", keep_default_na=False, dtype=str)
+    return pd.read_csv(Workspace(profiles.load(READ), name=READ).tables / f"{name}.csv", na_filter=False, dtype=str)
 
 
 def told(cell_id: str) -> str:

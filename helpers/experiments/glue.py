@@ -77,6 +77,7 @@ class Downstream(Experiment):
     by: str  # what of a unit says which rows it is about
     spreads = True
     data_id: str  # of the data set
+    teaching = property(lambda self: self)  # the experiment whose fine-tuned teachers guide
 
     def __init__(self, profile: Profile, space: records.Workspace, fresh: bool = False):
         super().__init__(profile, space, fresh)
@@ -123,7 +124,7 @@ class Downstream(Experiment):
         settings = {"version": VERSION, "precision": self.precision, "recipe": recipe, "start": start}
         settings |= hub.state(self.profile, self.data_id)
         if unit["model"].endswith(GUIDED):
-            settings |= {"teacher": self.guide(unit | {"model": "teacher"}), "temperature": self.temperature}
+            settings |= {"teacher": self.teaching.guide(unit | {"model": "teacher"}), "temperature": self.temperature}
         return settings
 
     def checkpoint(self, unit: dict) -> Path:
@@ -157,7 +158,7 @@ class Downstream(Experiment):
         """The unit's model, trained now, and what that cost. `pad_to`: every batch, if not to its longest row."""
         recipe, pad = self.recipe(unit), self.pretraining.tokenizer.pad_token_id
         if unit["model"].endswith(GUIDED):
-            teacher = self.trained(unit | {"model": "teacher"})
+            teacher = self.teaching.trained(unit | {"model": "teacher"})
             examples = finetuning.guided(teacher, examples, recipe.evaluation_batch_size, pad)
         start = self.start(unit["model"])
         model = checkpoints.load_with_head(self.auto, start, unit["seed"], **self.labels(unit)).to(self.device)
